@@ -1,0 +1,86 @@
+"""What `granville serve` was asked to do, checked once. Flags win over environment, environment over defaults
+(`cli/serve.py` merges them); every bound of the daemon is here under its own name and unit."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from granville.errors import StartupError
+
+DEFAULT_SOCKET = "/tmp/granville.sock"
+DEFAULT_HTTP_PORT = 8080
+DEFAULT_TCP_PORT = 9000
+DEFAULT_MODEL = "smollm2"
+MAX_SOCKET_PATH_BYTES = 107
+"""`sun_path` is 108 bytes on Linux, its closing NUL included (unix(7))."""
+
+
+def home() -> Path:
+    """Where models and drivers live: `~/.granville`, or `GRANVILLE_HOME`."""
+    moved = os.environ.get("GRANVILLE_HOME")
+    return Path(moved).expanduser() if moved else Path.home() / ".granville"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeConfig:
+    """Times in seconds unless the name says otherwise."""
+
+    socket: str = DEFAULT_SOCKET
+    http_port: int = DEFAULT_HTTP_PORT
+    """0 picks a free port."""
+    http: bool = True
+    tcp: tuple[str, int] | None = None
+    queue_size: int = 1000
+    """Waiting jobs; the next one is refused with 429."""
+    timeout_s: float = 300.0
+    """A job's deadline when its request gives no `timeout_ms`: waiting and running together."""
+    grace_s: float = 30.0
+    """How long running jobs may go on after SIGTERM."""
+    age_after_s: float = 30.0
+    """A job that has waited so long is ordered a class higher, and again after as long."""
+    prefill_ms: float | None = None
+    """Prefill between two decodes of running streams; None lets the driver choose."""
+    stall_s: float = 30.0
+    """A model that is busy and has done no step for so long is not healthy."""
+    delivery_ttl_s: float = 60.0
+    """How long a callback that cannot be reached is tried again."""
+    max_senders: int = 64
+    """Callback connections at once."""
+    max_connections: int = 4096
+    max_request_bytes: int = 1 << 20
+    part_message_s: float = 30.0
+    """A message that has begun must be whole within this."""
+    max_outbox_bytes: int = 4 << 20
+    """Unsent replies a connection or a job may hold before its reader counts as too slow."""
+    write_stall_s: float = 60.0
+    """A peer that takes no byte for so long is gone."""
+
+    def __post_init__(self) -> None:
+        size = len(os.fsencode(self.socket))
+        if not 0 < size <= MAX_SOCKET_PATH_BYTES:
+            raise StartupError(
+                f"--socket: the path is {size} bytes long and a Unix socket's may have {MAX_SOCKET_PATH_BYTES}; "
+                "choose a shorter one"
+            )
+        for flag, value, least in (
+            ("--queue-size", self.queue_size, 1),
+            ("--max-connections", self.max_connections, 1),
+            ("--max-senders", self.max_senders, 1),
+            ("--max-request-bytes", self.max_request_bytes, 1024),
+        ):
+            if value < least:
+                raise StartupError(f"{flag}: must be at least {least}, got {value}")
+        for flag, seconds in (
+            ("--timeout", self.timeout_s),
+            ("--age-after", self.age_after_s),
+            ("--step-timeout", self.stall_s),
+            ("--delivery-ttl", self.delivery_ttl_s),
+        ):
+            if not seconds > 0:
+                raise StartupError(f"{flag}: must be more than 0 seconds, got {seconds:g}")
+        if not self.grace_s >= 0:
+            raise StartupError(f"--grace: must not be negative, got {self.grace_s:g}")
+        if not 0 <= self.http_port <= 65535:
+            raise StartupError(f"--port: must be between 0 and 65535, got {self.http_port}")

@@ -1,0 +1,193 @@
+"""The step interface: what the kernel asks of a driver, and all that a driver imports of Granville.
+
+A driver is synchronous and is called from one thread a model, for the model's whole life. The kernel submits
+jobs while the model has free slots, then calls `step` again and again; a step is one bounded call, and what it
+brought comes back as events. docs/drivers.md walks through it with a small driver.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol, runtime_checkable
+
+FinishReason = Literal["stop", "length", "tool"]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """What to load. Zero means "choose": context_size the smaller of the model's own and 4096, threads the cores."""
+
+    path: Path
+    slots: int = 8
+    context_size: int = 0
+    """Tokens a slot can hold, prompt and answer together."""
+    threads: int = 0
+    verbose: bool = False
+    """Let the backend write its own log to stderr; otherwise it is silent."""
+    options: Mapping[str, object] = field(default_factory=dict)
+    """The driver's own settings, from driver.json or the manifest (`gpu_layers`, `flash_attention`, ...)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What the kernel may ask of a loaded model; a request that needs more is refused with 422."""
+
+    types: frozenset[str] = frozenset({"inference"})
+    interruptible: bool = True
+    """`interrupt` ends a step early. When false a step may last as long as a whole answer."""
+    messages: bool = True
+    """A whole conversation can be given; when false only a single user turn."""
+    park: bool = False
+    constrain: bool = False
+    """`grammar` and `json_schema`."""
+    tools: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What is known once a model is loaded."""
+
+    architecture: str
+    context_size: int
+    """Tokens a slot."""
+    memory_bytes: int
+    """Weights and KV cache together."""
+    description: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """Names and meanings are llama.cpp's. temperature 0 is greedy; seed None is drawn anew for each job."""
+
+    temperature: float = 0.8
+    top_k: int = 40
+    top_p: float = 0.95
+    min_p: float = 0.05
+    repeat_penalty: float = 1.0
+    seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Generate:
+    """One job, as a driver sees it. A model without a chat template completes a single turn's text raw."""
+
+    id: str
+    messages: tuple[Message, ...]
+    max_tokens: int = 256
+    sampling: Sampling = Sampling()
+    stop: tuple[str, ...] = ()
+    urgency: int = 2
+    """The job's class, 0 critical to 3 low: a critical job's prefill is not held back for others' streams."""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    """Of the prompt, taken from a cache and not prefilled again."""
+    completion_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """Text that is final. `text` may be empty while a character or a stop string is still in doubt; the tokens
+    and texts of a job, joined in order, are its whole answer."""
+
+    id: str
+    text: str
+    token_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The job has ended and its slot is free."""
+
+    id: str
+    finish_reason: FinishReason
+    usage: Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The job has ended without an answer and its slot is free. `error` is a wire error's name, such as
+    `prompt_too_long`, `unsupported`, `bad_request` or `driver_failed`."""
+
+    id: str
+    error: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Parked:
+    """The job is off its slot with its state kept: `resume` goes on where it stopped, `cancel` forgets it."""
+
+    id: str
+
+
+Event = Token | Finished | Failed | Parked
+
+
+class DriverError(Exception):
+    """A driver cannot do what was asked: a model that does not load, a backend that failed. The message is shown
+    to a person as it is."""
+
+
+@runtime_checkable
+class Model(Protocol):
+    """A loaded model. Every call comes from the model's one thread, except `interrupt`."""
+
+    @property
+    def slots(self) -> int: ...
+
+    @property
+    def capabilities(self) -> Capabilities: ...
+
+    @property
+    def info(self) -> ModelInfo: ...
+
+    def submit(self, request: Generate) -> None:
+        """Take a job into a free slot; the kernel never submits more than `slots`. Whatever is wrong with the job
+        comes out of the next step as Failed."""
+
+    def step(self, prefill_ms: float | None) -> list[Event]:
+        """At most one decode of all running jobs and at most `prefill_ms` of prefill beside them (None: the
+        driver's own choice). With nothing to run, returns at once. Raises DriverError when the model is lost."""
+
+    def cancel(self, id: str) -> None:
+        """Forget a job, running or parked. Its slot is free when this returns and no more events name it; an
+        unknown id is not an error."""
+
+    def park(self, id: str) -> None:
+        """Take a running job off its slot and keep its state; the next step says Parked."""
+
+    def resume(self, id: str) -> None:
+        """Put a parked job back on a free slot; it produces just the tokens that it would have produced."""
+
+    def interrupt(self) -> None:
+        """Called from any thread at any time: end the current step soon. The next step clears it."""
+
+    def close(self) -> None:
+        """Free everything. The model is not used again."""
+
+
+@runtime_checkable
+class Driver(Protocol):
+    """Named by an entry point in the group `granville.drivers`: a class, made without arguments."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def version(self) -> str: ...
+
+    def load(self, spec: ModelSpec) -> Model:
+        """Load a model. Raises DriverError with a sentence for a person: what is wrong with the file or the
+        settings, and what would be right."""

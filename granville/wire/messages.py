@@ -1,0 +1,270 @@
+"""Every message of the protocol as a typed value: `parse_message` for what a daemon receives, `parse_reply` for
+what a client receives, `encode` for both. The field names are the wire's."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+from granville.errors import BadRequest, GranvilleError, from_wire
+
+MAX_ID_CHARS = 128
+MAX_NAME_CHARS = 256
+MAX_CALLBACK_CHARS = 4096
+MAX_MESSAGES = 10_000
+MAX_STOP_STRINGS = 16
+MAX_NESTING = 32
+
+Id = Annotated[str, Meta(min_length=1, max_length=MAX_ID_CHARS)]
+Name = Annotated[str, Meta(min_length=1, max_length=MAX_NAME_CHARS)]
+Class = Literal["critical", "high", "normal", "low"]
+ModelType = Literal["inference", "ranker", "stt", "tts", "embedding", "rerank"]
+FinishReason = Literal["stop", "length", "tool"]
+JobState = Literal["waiting", "running", "parked", "delivering", "finished", "cancelled"]
+
+
+class ChatMessage(Struct, frozen=True):
+    role: Annotated[str, Meta(min_length=1, max_length=64)]
+    content: str
+
+
+class Request(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a client asks for. docs/protocol.md has a line on each field."""
+
+    id: Id
+    text: str | None = None
+    messages: Annotated[list[ChatMessage], Meta(min_length=1, max_length=MAX_MESSAGES)] | None = None
+    callback: Annotated[str, Meta(min_length=1, max_length=MAX_CALLBACK_CHARS)] | None = None
+    ranked: bool = False
+    priority: Class | None = None
+    model_id: Name | None = None
+    session_id: Name | None = None
+    model_type: ModelType = "inference"
+    max_tokens: Annotated[int, Meta(ge=1, le=2**31 - 1)] = 256
+    temperature: Annotated[float, Meta(ge=0, le=100)] = 0.8
+    top_p: Annotated[float, Meta(gt=0, le=1)] = 0.95
+    top_k: Annotated[int, Meta(ge=0, le=2**31 - 1)] = 40
+    min_p: Annotated[float, Meta(ge=0, le=1)] = 0.05
+    repeat_penalty: Annotated[float, Meta(gt=0, le=100)] = 1.0
+    seed: Annotated[int, Meta(ge=0, le=2**32 - 2)] | None = None
+    stop: (
+        Annotated[list[Annotated[str, Meta(min_length=1, max_length=1024)]], Meta(max_length=MAX_STOP_STRINGS)]
+        | None
+    ) = None
+    grammar: str | None = None
+    json_schema: dict[str, Any] | str | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    stream: bool = False
+    timeout_ms: Annotated[int, Meta(ge=1, le=2**53)] | None = None
+    reset_cache: bool = False
+    client: Name | None = None
+    audio: bytes | None = None
+    audio_path: Annotated[str, Meta(min_length=1, max_length=4096)] | None = None
+    documents: list[str] | None = None
+    voice: Name | None = None
+
+
+class Control(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """An operation on the daemon itself; `rid` comes back in its reply."""
+
+    op: Literal["models", "status", "cancel", "ping", "drain"]
+    rid: str | int | None = None
+    id: Id | None = None
+
+
+class Ack(Struct, frozen=True):
+    id: str
+    status: Literal["accepted"] = "accepted"
+
+
+class Usage(Struct, frozen=True):
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class Result(Struct, frozen=True):
+    """A job's one happy end. `text` is the chat answer in it."""
+
+    id: str
+    model_id: str
+    tool_id: str
+    tool_input_json: str
+    priority: Class
+    finish_reason: FinishReason = "stop"
+    usage: Usage = Usage()
+    output: Any = UNSET
+
+    @property
+    def text(self) -> str:
+        if self.tool_id not in ("__chat__", "__transcript__"):
+            return self.tool_input_json
+        (text,) = msgspec.json.decode(self.tool_input_json, type=list[str])
+        return text
+
+
+class Delta(Struct, frozen=True):
+    id: str
+    delta: str | bytes
+
+
+class ErrorReply(Struct, frozen=True):
+    """A job's other end, or the reply to what could not become a job."""
+
+    id: str | None
+    error: str
+    code: int
+    message: str = ""
+    retry_after_ms: int | UnsetType = UNSET
+    rid: str | int | UnsetType = UNSET
+
+    def exception(self) -> GranvilleError:
+        return from_wire(self.error, self.message, None if self.retry_after_ms is UNSET else self.retry_after_ms)
+
+
+class ControlReply(Struct, frozen=True):
+    """A control operation's answer: a map whose keys depend on the operation."""
+
+    fields: dict[str, Any]
+
+
+Reply = Ack | Result | Delta | ErrorReply | ControlReply
+
+T = TypeVar("T")
+REQUEST_FIELDS = frozenset(Request.__struct_fields__)
+_encoder = msgspec.msgpack.Encoder()
+_PATH = re.compile(r" - at `\$\.?(.*)`$")
+
+
+def encode(message: Request | Control | Ack | Result | Delta | ErrorReply | dict[str, Any]) -> bytes:
+    return _encoder.encode(message)
+
+
+def chat_json(text: str) -> str:
+    """The `tool_input_json` of a chat answer: a JSON list of one string."""
+    return msgspec.json.encode([text]).decode()
+
+
+def error_reply(id: str | None, error: GranvilleError, rid: str | int | None = None) -> ErrorReply:
+    return ErrorReply(
+        id,
+        error.error,
+        error.code,
+        error.message,
+        UNSET if error.retry_after_ms is None else error.retry_after_ms,
+        UNSET if rid is None else rid,
+    )
+
+
+def parse_message(value: object) -> tuple[Request | Control, int]:
+    """A received MessagePack value as a request or a control operation, with the number of unknown fields in it.
+
+    Raises BadRequest, which names the field and carries the request's id where one could be read.
+    """
+    if not isinstance(value, dict):
+        raise BadRequest(f"a message must be a map, got {_kind(value)}")
+    id = value.get("id")
+    readable_id = id if isinstance(id, str) and 1 <= len(id) <= MAX_ID_CHARS and _is_unicode(id) else None
+    try:
+        for key, field in value.items():
+            if not isinstance(key, str):
+                raise BadRequest(f"a message's keys must be strings, got {_kind(key)}")
+            _check_strings(field, key, 1)
+        if "op" in value:
+            return _control(value), 0
+        return _request(value), len(value.keys() - REQUEST_FIELDS)
+    except BadRequest as error:
+        error.id = readable_id
+        raise
+
+
+def parse_reply(value: object) -> Reply:
+    """A value received from a daemon, told apart by its keys. Raises BadRequest for what is none of them."""
+    if not isinstance(value, dict):
+        raise BadRequest(f"a reply must be a map, got {_kind(value)}")
+    if "error" in value and "code" in value:
+        return _convert(value, ErrorReply)
+    if "delta" in value:
+        return _convert(value, Delta)
+    if "tool_id" in value:
+        return _convert(value, Result)
+    if value.get("status") == "accepted":
+        return _convert(value, Ack)
+    return ControlReply(value)
+
+
+def _request(value: dict[str, Any]) -> Request:
+    priority = value.get("priority")
+    if isinstance(priority, str):
+        value["priority"] = priority.lower()
+    request = _convert(value, Request)
+    if request.model_type != "inference":
+        return request
+    if request.text is None and request.messages is None:
+        raise BadRequest("text: missing; give `text` (a string) or `messages` (a list of {role, content})")
+    if request.text is not None and request.messages is not None:
+        raise BadRequest("messages: give either `text` or `messages`, not both")
+    return request
+
+
+def _control(value: dict[str, Any]) -> Control:
+    control = _convert(value, Control)
+    if control.op == "cancel" and control.id is None:
+        raise BadRequest("id: missing; `cancel` needs the id of a job")
+    return control
+
+
+def _convert(value: dict[str, Any], type: type[T]) -> T:
+    try:
+        return msgspec.convert(value, type)
+    except msgspec.ValidationError as error:
+        raise BadRequest(_explain(str(error), value)) from None
+
+
+def _explain(text: str, value: dict[str, Any]) -> str:
+    """msgspec's sentence with the field in front: ``text: expected `str`, got `int` ``."""
+    missing = re.fullmatch(r"Object missing required field `(\w+)`", text)
+    if missing:
+        return f"{missing[1]}: missing"
+    match = _PATH.search(text)
+    if match is None:
+        return text
+    path, sentence = match[1], text[: match.start()]
+    allowed = {"priority": "null or one of critical, high, normal, low", "op": "models, status, cancel, ping or drain"}
+    if sentence.startswith("Invalid enum value") and path in allowed:
+        sentence = f"expected {allowed[path]}, got {str(value[path])[:40]!r}"
+    return f"{path}: {sentence[0].lower()}{sentence[1:]}"
+
+
+def _check_strings(value: object, path: str, depth: int) -> None:
+    """Framing keeps bytes that are not UTF-8 as surrogates, so that one bad string costs one request."""
+    if isinstance(value, str):
+        if not _is_unicode(value):
+            raise BadRequest(f"{path}: not valid UTF-8")
+    elif isinstance(value, dict | list):
+        if depth >= MAX_NESTING:
+            raise BadRequest(f"{path.split('.')[0]}: nested deeper than {MAX_NESTING} levels")
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            if isinstance(key, str) and not _is_unicode(key):
+                raise BadRequest(f"{path}: a key is not valid UTF-8")
+            _check_strings(item, path, depth + 1)
+
+
+def _is_unicode(text: str) -> bool:
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _kind(value: object) -> str:
+    names = {dict: "a map", list: "an array", str: "a string", bytes: "bytes", bool: "a boolean", int: "an integer",
+             float: "a float", type(None): "nil"}  # fmt: skip
+    return names.get(type(value), "an extension value")
