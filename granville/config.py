@@ -23,7 +23,7 @@ def home() -> Path:
     return Path(moved).expanduser() if moved else Path.home() / ".granville"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class ServeConfig:
     """Times in seconds unless the name says otherwise."""
 
@@ -46,6 +46,10 @@ class ServeConfig:
     """A model that is busy and has done no step for so long is not healthy."""
     delivery_ttl_s: float = 60.0
     """How long a callback that cannot be reached is tried again."""
+    callback_stall_s: float = 10.0
+    """A callback that takes no message for so long has lost it."""
+    callback_transport: str = "httpx"
+    """What POSTs to `http://` callbacks: httpx or asks."""
     max_senders: int = 64
     """Callback connections at once."""
     max_connections: int = 4096

@@ -99,6 +99,20 @@ class NoModel(GranvilleError):
     code = 503
 
 
+class NoDaemon(GranvilleError):
+    """The client's own: nothing listens at the address."""
+
+    error = "no_daemon"
+    code = 503
+
+
+class ConnectionLost(GranvilleError):
+    """The client's own: the connection ended before the answer; the daemon may have the request."""
+
+    error = "connection_lost"
+    code = 503
+
+
 class StartupError(GranvilleError):
     """The daemon or a command cannot start: one line for the person at the terminal, and a non-zero exit."""
 

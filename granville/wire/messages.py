@@ -51,8 +51,7 @@ class Request(Struct, frozen=True, kw_only=True, omit_defaults=True):
     repeat_penalty: Annotated[float, Meta(gt=0, le=100)] = 1.0
     seed: Annotated[int, Meta(ge=0, le=2**32 - 2)] | None = None
     stop: (
-        Annotated[list[Annotated[str, Meta(min_length=1, max_length=1024)]], Meta(max_length=MAX_STOP_STRINGS)]
-        | None
+        Annotated[list[Annotated[str, Meta(min_length=1, max_length=1024)]], Meta(max_length=MAX_STOP_STRINGS)] | None
     ) = None
     grammar: str | None = None
     json_schema: dict[str, Any] | str | None = None
@@ -160,6 +159,15 @@ def error_reply(id: str | None, error: GranvilleError, rid: str | int | None = N
     )
 
 
+def same_work(one: Request, other: Request) -> bool:
+    """Whether two requests ask for the same: all but where the answer goes, by when, and in how many pieces."""
+    return _work(one) == _work(other)
+
+
+def _work(request: Request) -> Request:
+    return msgspec.structs.replace(request, callback=None, timeout_ms=None, stream=False)
+
+
 def parse_message(value: object) -> tuple[Request | Control, int]:
     """A received MessagePack value as a request or a control operation, with the number of unknown fields in it.
 
@@ -189,7 +197,7 @@ def parse_reply(value: object) -> Reply:
     if "error" in value and "code" in value:
         return _convert(value, ErrorReply)
     if "delta" in value:
-        return _convert(value, Delta)
+        return _delta(value)
     if "tool_id" in value:
         return _convert(value, Result)
     if value.get("status") == "accepted":
@@ -216,6 +224,14 @@ def _control(value: dict[str, Any]) -> Control:
     if control.op == "cancel" and control.id is None:
         raise BadRequest("id: missing; `cancel` needs the id of a job")
     return control
+
+
+def _delta(value: dict[str, Any]) -> Delta:
+    # msgspec tells no `str | bytes` apart.
+    id, delta = value.get("id"), value["delta"]
+    if not isinstance(id, str) or not isinstance(delta, str | bytes):
+        raise BadRequest("delta: expected text or bytes, beside the `id` of its job")
+    return Delta(id, delta)
 
 
 def _convert(value: dict[str, Any], type: type[T]) -> T:

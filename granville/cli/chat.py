@@ -1,0 +1,125 @@
+"""`granville chat`: a conversation in the terminal. The history is kept here and sent whole with every turn."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Iterator
+from typing import Annotated
+
+import trio
+from cyclopts import Parameter
+
+from granville.cli.main import describe
+from granville.cli.options import ModelId, Socket, Temperature, make_request
+from granville.cli.terminal import cancel_on_interrupt, printable, show
+from granville.client import ChatMessage, Request, Result, connect
+from granville.client.address import DEFAULT_ADDRESS
+from granville.errors import BadRequest, GranvilleError, PromptTooLong
+
+PROMPT = "> "
+
+
+def chat(
+    *,
+    socket: Socket = DEFAULT_ADDRESS,
+    model: ModelId = None,
+    system: Annotated[str | None, Parameter(help="How the model is to behave.")] = None,
+    max_tokens: Annotated[int, Parameter(help="Tokens of one answer at most.")] = 512,
+    temperature: Temperature = None,
+) -> None:
+    """Talk with a model in the terminal.
+
+    Ctrl-C cancels an answer, and the turn is forgotten. /clear begins afresh; /exit or Ctrl-D ends. Turns may also be
+    piped in, one a line; then the first error ends the conversation.
+    """
+    interactive = sys.stdin.isatty()
+    models = trio.run(_models, socket)
+    if interactive:
+        _prepare_terminal(models)
+    opening = [] if system is None else [ChatMessage("system", system)]
+    history = opening.copy()
+    for line in _lines(interactive):
+        if line == "/clear":
+            history = opening.copy()
+            continue
+        turn = ChatMessage("user", line)
+        try:
+            request = make_request(
+                messages=[{"role": message.role, "content": message.content} for message in (*history, turn)],
+                model_id=model,
+                max_tokens=max_tokens,
+                temperature=temperature,
+                stream=True,
+            )
+            result = trio.run(_answer, socket, request)
+        except GranvilleError as error:
+            if not interactive:
+                raise
+            _note(_advice(error))
+            continue
+        if result is None:
+            _note("cancelled; the conversation goes on as if this turn had not been")
+            continue
+        if result.finish_reason == "length":
+            _note(f"cut off after {result.usage.completion_tokens} tokens; --max-tokens gives more room")
+        history += [turn, ChatMessage("assistant", result.text)]
+
+
+async def _models(address: str) -> list[str]:
+    async with connect(address) as client:
+        return [str(model["id"]) for model in await client.models()]
+
+
+async def _answer(address: str, request: Request) -> Result | None:
+    """The answer, shown as it comes; None after Ctrl-C."""
+    begun = False
+    try:
+        async with connect(address) as client, cancel_on_interrupt(), client.start(request) as answer:
+            async for text in answer:
+                show(text)
+                begun = True
+            return answer.result
+    finally:
+        if begun:
+            show("", end="\n")
+    return None
+
+
+def _lines(interactive: bool) -> Iterator[str]:
+    """What the person says, until the end of input or /exit."""
+    while True:
+        try:
+            line = input(PROMPT if interactive else "").strip()
+        except EOFError:
+            if interactive:
+                print()
+            return
+        except UnicodeDecodeError:
+            raise BadRequest("stdin: not valid UTF-8") from None
+        except KeyboardInterrupt:
+            if not interactive:
+                raise
+            print()
+            _note("Ctrl-D or /exit ends the conversation")
+            continue
+        if line == "/exit":
+            return
+        if line:
+            yield line
+
+
+def _prepare_terminal(models: list[str]) -> None:
+    if importlib.util.find_spec("readline"):
+        # input() edits lines, and remembers them, once this module has been imported.
+        importlib.import_module("readline")
+    _note(f"{', '.join(models) or 'no model is loaded'}. Ctrl-C cancels an answer; /clear, /exit or Ctrl-D.")
+
+
+def _advice(error: GranvilleError) -> str:
+    return describe(error) + ("; /clear begins afresh" if isinstance(error, PromptTooLong) else "")
+
+
+def _note(sentence: str) -> None:
+    """Words of ours, apart from the model's: on stderr, in brackets."""
+    print(f"[{printable(sentence)}]", file=sys.stderr)

@@ -1,0 +1,247 @@
+"""`make demo`: a daemon, requests of all four classes at once, and what becomes of each, as it happens."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import trio
+from rich.console import Console
+from rich.live import Live
+from rich.rule import Rule
+from rich.table import Table
+from rich.text import Text
+
+from granville.cli.main import describe, guarded
+from granville.cli.options import make_request
+from granville.cli.status import make_console, print_status
+from granville.cli.terminal import printable
+from granville.client import Client, connect
+from granville.client.background import Background
+from granville.config import DEFAULT_MODEL
+from granville.errors import GranvilleError, StartupError
+from granville.wire.messages import Class
+
+SLOTS = 2
+MAX_TOKENS = 32
+START_S = 300.0
+"""To fetch the model, load it and say that it is ready."""
+STOP_S = 30.0
+STREAMED = 8
+"""Deltas after which a line, where there is no terminal, shows that the answer streams."""
+REFRESH_PER_S = 12
+QUESTIONS: tuple[tuple[Class, str], ...] = (
+    ("low", "Suggest a title for a page of notes about the sea."),
+    ("low", "Write one sentence about autumn."),
+    ("low", "Name a colour and say what it is like."),
+    ("normal", "What does a librarian do?"),
+    ("normal", "How is bread made?"),
+    ("normal", "What is a bicycle?"),
+    ("high", "Give one tip for sleeping well."),
+    ("high", "How do I boil an egg?"),
+    ("high", "Say hello to a new colleague."),
+    ("critical", "What should I do when a pan catches fire?"),
+    ("critical", "Someone has fainted. What first?"),
+    ("critical", "What is the emergency number in Europe?"),
+)
+_COLOURS = {"critical": "bold red", "high": "yellow", "normal": "green", "low": "blue"}
+
+
+@dataclass
+class Row:
+    """One request, and what has become of it. Times in seconds after it was sent."""
+
+    name: str
+    priority: Class
+    question: str
+    state: str = "sent"
+    started_s: float | None = None
+    ended_s: float | None = None
+    place: int | None = None
+    """1 for the request that started first."""
+    tokens: int = 0
+    text: str = ""
+    error: GranvilleError | None = None
+
+
+@dataclass
+class Board:
+    """All requests, shown as a table that changes on a terminal, and as a line for each event elsewhere."""
+
+    console: Console
+    rows: list[Row]
+    began: float = field(default_factory=trio.current_time)
+    started: int = 0
+
+    def event(self, row: Row, state: str, detail: str = "") -> None:
+        row.state = state
+        if not self.console.is_terminal:
+            since = trio.current_time() - self.began
+            self.console.print(f"{since:7.3f} s  {row.name:<11} {state:<9} {detail}".rstrip(), markup=False)
+
+    def __rich__(self) -> Table:
+        table = Table(box=None, pad_edge=False, padding=(0, 1), expand=True)
+        table.add_column("request", no_wrap=True)
+        table.add_column("state", no_wrap=True, width=9)
+        for title in ("start", "waited", "took", "tokens"):
+            table.add_column(title, justify="right", no_wrap=True)
+        table.add_column("answer", no_wrap=True, overflow="ellipsis", ratio=1)
+        for row in self.rows:
+            table.add_row(
+                Text(row.name, _COLOURS[row.priority]),
+                Text(row.state, "red" if row.error else "dim" if row.started_s is None else ""),
+                "" if row.place is None else f"#{row.place}",
+                _seconds(row.started_s),
+                _seconds(row.ended_s),
+                str(row.tokens or ""),
+                Text(row.text or row.question, "" if row.text else "dim italic"),
+            )
+        return table
+
+
+def main() -> int:
+    """The exit status: 0 when every request was answered, in the right order, and the daemon ended cleanly."""
+    console = make_console()
+    faults = trio.run(_demo, console)
+    for fault in faults:
+        console.print(f"granville: {fault}", style="bold red", markup=False)
+    return 1 if faults else 0
+
+
+async def _demo(console: Console) -> list[str]:
+    """Everything in its order; what went wrong, in sentences."""
+    with tempfile.TemporaryDirectory(prefix="granville-demo-") as directory:
+        address = str(Path(directory, "granville.sock"))
+        console.print(Rule(f"starting the daemon: granville serve {DEFAULT_MODEL} --slots {SLOTS}", align="left"))
+        async with _daemon(address, console) as process:
+            async with connect(address) as client:
+                console.print(Rule(f"{len(QUESTIONS)} requests at once, the least urgent first", align="left"))
+                rows = await _ask_all(client, console)
+                console.print(Rule("granville status", align="left"))
+                print_status(console, await client.status())
+            console.print(Rule("stopping the daemon: SIGTERM", align="left"))
+            process.send_signal(signal.SIGTERM)
+            with trio.move_on_after(STOP_S):
+                await process.wait()
+    faults = _faults(rows)
+    if process.returncode != 0:
+        faults.append(f"the daemon should have ended with 0, and it was {process.returncode}")
+    elif not faults:
+        console.print(f"the daemon has ended with 0; {len(rows)} requests, {len(rows)} answers")
+    return faults
+
+
+@asynccontextmanager
+async def _daemon(address: str, console: Console) -> AsyncIterator[trio.Process]:
+    """`granville serve` as a child, ready. It does not outlive the body, however that ends."""
+    command = [
+        sys.executable, "-m", "granville", "serve", DEFAULT_MODEL,
+        "--socket", address, "--port", "0", "--slots", str(SLOTS),
+    ]  # fmt: skip
+    async with Background() as nursery:
+        process: trio.Process = await nursery.start(
+            partial(trio.run_process, command, stdout=subprocess.PIPE, check=False)
+        )
+        with trio.move_on_after(START_S) as starting:
+            await nursery.start(_echo, process, console)
+        if starting.cancelled_caught:
+            raise StartupError(f"the daemon was not ready within {START_S:.0f} s")
+        yield process
+
+
+async def _echo(
+    process: trio.Process, console: Console, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """What the daemon says on stdout; the first line is that it is ready.
+
+    Started by: `_daemon`. Ends when: the daemon closes its stdout. Cancelled by: the end of `_daemon`'s body.
+    """
+    ready = False
+    assert process.stdout is not None
+    async for data in process.stdout:
+        console.print(data.decode(errors="replace").rstrip("\n"), markup=False, style="dim")
+        if not ready:
+            task_status.started()
+            ready = True
+    if not ready:
+        raise StartupError("the daemon ended before it was ready")
+
+
+async def _ask_all(client: Client, console: Console) -> list[Row]:
+    """Send every question before the first is answered, and show what happens until the last one is."""
+    count = dict.fromkeys(_COLOURS, 0)
+    rows = []
+    for priority, question in QUESTIONS:
+        count[priority] += 1
+        rows.append(Row(f"{priority}-{count[priority]}", priority, question))
+    board = Board(console, rows)
+    with Live(board, console=console, refresh_per_second=REFRESH_PER_S):
+        # All rows end together; a row keeps its own error.
+        async with trio.open_nursery() as nursery:
+            for row in rows:
+                await nursery.start(_ask, client, board, row)
+    return rows
+
+
+async def _ask(
+    client: Client, board: Board, row: Row, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """One request, from its sending to its end.
+
+    Started by: `_ask_all`, and started once its request is on its way. Ends when: it is answered, or has failed.
+    Cancelled by: nobody but Ctrl-C.
+    """
+    request = make_request(
+        text=row.question, priority=row.priority, max_tokens=MAX_TOKENS, temperature=0.0, client="demo"
+    )
+    sent = trio.current_time()
+    try:
+        async with client.stream(request) as answer:
+            task_status.started()
+            await answer.accepted()
+            board.event(row, "accepted")
+            async for text in answer:
+                row.tokens += 1
+                row.text = printable(" ".join((row.text + text).split("\n")))
+                if row.started_s is None:
+                    row.started_s = trio.current_time() - sent
+                    board.started += 1
+                    row.place = board.started
+                    board.event(row, "started", f"as #{row.place}, having waited {_seconds(row.started_s)}")
+                elif row.tokens == STREAMED:
+                    board.event(row, "streams", f"{row.text!r} ...")
+            row.tokens = answer.result.usage.completion_tokens
+            row.ended_s = trio.current_time() - sent
+            board.event(row, "answered", f"{row.tokens} tokens in {_seconds(row.ended_s)}: {row.text!r}")
+    except GranvilleError as error:
+        row.error = error
+        row.ended_s = trio.current_time() - sent
+        row.text = describe(error)
+        board.event(row, "failed", row.text)
+
+
+def _faults(rows: list[Row]) -> list[str]:
+    faults = [f"{row.name} failed: {describe(row.error)}" for row in rows if row.error]
+    faults += [f"{row.name} has an empty answer" for row in rows if not row.error and not row.text.strip()]
+    last_low = max((row.place or 0 for row in rows if row.priority == "low"), default=0)
+    faults += [
+        f"{row.name} was the {row.place}th to start, after every low one"
+        for row in rows
+        if row.priority == "critical" and (row.place or 0) > last_low
+    ]
+    return faults
+
+
+def _seconds(seconds: float | None) -> str:
+    return "" if seconds is None else f"{seconds:.2f} s"
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main))

@@ -1,0 +1,61 @@
+"""What the exit status of every command means: one table, shown by `granville help`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from granville.errors import (
+    BadRequest,
+    Cancelled,
+    Conflict,
+    ConnectionLost,
+    DeadlineExceeded,
+    DriverFailed,
+    GranvilleError,
+    Internal,
+    NoDaemon,
+    NoModel,
+    PromptTooLong,
+    QueueFull,
+    ShuttingDown,
+    TooLarge,
+    UnknownJob,
+    UnknownModel,
+    Unsupported,
+)
+
+OK = 0
+FAILED = 1
+USAGE = 2
+INTERRUPTED = 130
+"""128 + SIGINT, as a shell says it."""
+BROKEN_PIPE = 141
+"""128 + SIGPIPE."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    status: int
+    meaning: str
+    errors: tuple[type[GranvilleError], ...] = ()
+
+
+EXITS = (
+    Exit(OK, "all is well"),
+    Exit(FAILED, "the command could not do it; the line on stderr says why"),
+    Exit(USAGE, "the command line is wrong"),
+    Exit(3, "the request is", (BadRequest, Unsupported, PromptTooLong, TooLarge, Conflict)),
+    Exit(4, "there is no such", (UnknownModel, UnknownJob)),
+    Exit(5, "too late", (DeadlineExceeded,)),
+    Exit(6, "the daemon has enough to do", (QueueFull,)),
+    Exit(7, "the job was", (Cancelled,)),
+    Exit(8, "the daemon failed", (DriverFailed, Internal)),
+    Exit(9, "no daemon that can answer", (NoDaemon, ConnectionLost, ShuttingDown, NoModel)),
+    Exit(INTERRUPTED, "Ctrl-C"),
+)
+_STATUS = {error: exit.status for exit in EXITS for error in exit.errors}
+
+
+def status_of(error: GranvilleError) -> int:
+    """The exit status for an error: that of its class or of the nearest one above it in the tree."""
+    return next((_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS), FAILED)

@@ -1,0 +1,77 @@
+"""The commands, and the page that `granville help` shows of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from granville.cli.exits import EXITS
+from granville.config import DEFAULT_HTTP_PORT, DEFAULT_SOCKET
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    name: str
+    arguments: str
+    summary: str
+    function: str = ""
+    """`module:function`, imported when the command is called; empty for what `main` answers itself."""
+
+
+COMMANDS = (
+    Command("serve", "MODEL", "Start the daemon with a model.", "granville.cli.serve:serve"),
+    Command("submit", "TEXT", "Ask the daemon once, and print the answer.", "granville.cli.submit:submit"),
+    Command("chat", "", "Talk with a model in the terminal.", "granville.cli.chat:chat"),
+    Command("status", "[ID]", "Show the daemon and its models, or one job.", "granville.cli.status:status"),
+    Command(
+        "download", "MODEL", "Fetch a model, so that serving it needs no network.", "granville.cli.download:download"
+    ),
+    Command("models", "", "List the models on this disk.", "granville.cli.models:models"),
+    Command("help", "[COMMAND]", "Show this page, or a command's options."),
+    Command("version", "", "Show the version."),
+)
+
+
+def page() -> str:
+    """The whole page, as text."""
+    commands = _table((f"{command.name} {command.arguments}".rstrip(), command.summary) for command in COMMANDS)
+    statuses = _table(
+        (
+            str(exit.status),
+            f"{exit.meaning}: {', '.join(e.error for e in exit.errors)}" if exit.errors else exit.meaning,
+        )
+        for exit in EXITS
+    )
+    return f"""\
+Granville: one daemon that owns the models on a machine and serves every program there.
+
+USAGE
+  granville COMMAND [OPTIONS]
+  granville COMMAND --help          the options of a command
+
+COMMANDS
+{commands}
+
+EXAMPLES
+  granville serve smollm2           fetch the small default model once, and serve it
+  granville submit "What is a kernel?" --stream
+  git diff | granville submit - --priority high --max-tokens 80
+  granville chat --system "Answer in one sentence."
+  granville status                  what waits, what runs, and how fast
+
+ENVIRONMENT
+  Every option has a variable of its name; the command line goes before it.
+  GRANVILLE_SOCKET      --socket, where the daemon listens ({DEFAULT_SOCKET})
+  GRANVILLE_PORT        --port of its HTTP status on 127.0.0.1 ({DEFAULT_HTTP_PORT})
+  GRANVILLE_MAX_TOKENS  --max-tokens, and so on
+  GRANVILLE_HOME        where models and drivers are kept (~/.granville)
+
+EXIT STATUS
+{statuses}
+"""
+
+
+def _table(rows: Iterable[tuple[str, str]]) -> str:
+    rows = list(rows)
+    width = max(len(left) for left, _ in rows)
+    return "\n".join(f"  {left:<{width}}  {right}" for left, right in rows)

@@ -1,0 +1,78 @@
+"""`granville models`: the models on disk, and those of the catalogue that could be."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+PIPE_COLUMNS = 5000
+"""Into a pipe or a file a model is one line, however long its path."""
+
+if TYPE_CHECKING:
+    from granville.models.store import ModelFile
+
+
+def models(
+    *,
+    as_json: Annotated[bool, Parameter(name="--json", negative="", help="Print JSON for programs.")] = False,
+) -> None:
+    """List the models on disk, and those of the catalogue that are not fetched yet.
+
+    Quantisation is how the weights are stored; context is the number of tokens that the model was trained for.
+    """
+    from granville.models.store import ModelStore
+
+    store = ModelStore()
+    found = store.files()
+    if as_json:
+        print(json.dumps({"folder": str(store.folder), "models": [_as_json(file) for file in found]}, indent=2))
+    else:
+        _print_table(found)
+
+
+def _as_json(file: ModelFile) -> dict[str, Any]:
+    header, entry = file.header, file.entry
+    return {
+        "name": file.name,
+        "architecture": header.architecture if header else None,
+        "quantization": header.quantization if header else None,
+        "context_length": header.context_length if header else None,
+        "has_chat_template": header.has_chat_template if header else None,
+        "size_bytes": file.size_bytes,
+        "path": str(file.path) if file.path else None,
+        "problem": file.problem,
+        "license": entry.license if entry else None,
+        "source": entry.source if entry else None,
+    }
+
+
+def _print_table(found: list[ModelFile]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False)
+    for title in ("NAME", "ARCHITECTURE", "QUANTISATION"):
+        table.add_column(title, no_wrap=True)
+    for title in ("CONTEXT", "SIZE"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("PATH", overflow="fold")
+    for file in found:
+        header = file.header
+        where = str(file.path) if file.path else f"not fetched: granville download {file.name}"
+        cells = (
+            file.name,
+            header.architecture if header else "-",
+            (header.quantization if header else None) or "-",
+            str(header.context_length) if header and header.context_length else "-",
+            f"{file.size_bytes / 1e6:.0f} MB",
+            file.problem or where,
+        )
+        # Text, not markup: a file name may have brackets in it.
+        table.add_row(*map(Text, cells), style="red" if file.problem else None if file.path else "dim")
+    console = Console()
+    if not console.is_terminal:
+        console.width = PIPE_COLUMNS
+    console.print(table)

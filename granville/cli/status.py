@@ -1,0 +1,132 @@
+"""`granville status`: what the daemon is doing, or one of its jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import msgspec
+import trio
+from cyclopts import Parameter
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from granville.cli.options import Socket
+from granville.cli.terminal import show
+from granville.client import connect
+from granville.client.address import DEFAULT_ADDRESS
+
+PIPE_COLUMNS = 160
+"""Where there is no terminal to tell its width."""
+
+
+def status(
+    id: Annotated[str | None, Parameter(help="A job's id; without it the whole daemon is shown.")] = None,
+    /,
+    *,
+    socket: Socket = DEFAULT_ADDRESS,
+    json: Annotated[bool, Parameter(negative=(), show_default=False, help="Print the daemon's reply as JSON.")] = False,
+) -> None:
+    """Show the daemon and its models, or one job."""
+    reply = trio.run(_ask, socket, id)
+    if json:
+        show(msgspec.json.format(msgspec.json.encode(reply)).decode(), end="\n")
+    elif id is not None:
+        make_console().print(job_table(reply))
+    else:
+        print_status(make_console(), reply)
+
+
+async def _ask(address: str, id: str | None) -> dict[str, Any]:
+    async with connect(address) as client:
+        return await client.status(id)
+
+
+def make_console() -> Console:
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=PIPE_COLUMNS)
+
+
+def print_status(console: Console, reply: Mapping[str, Any]) -> None:
+    """The daemon's reply to `status`, as two tables."""
+    console.print(_daemon_table(reply))
+    console.print(_model_table(reply["models"]))
+
+
+def job_table(reply: Mapping[str, Any]) -> Table:
+    table = _facts()
+    table.add_row("job", Text(str(reply["id"])))
+    table.add_row("state", Text(str(reply["state"])))
+    if reply.get("position") is not None:
+        table.add_row("position", str(reply["position"]))
+    if reply.get("eta_ms") is not None:
+        table.add_row("expected in", _seconds(reply["eta_ms"] / 1000))
+    return table
+
+
+def _daemon_table(reply: Mapping[str, Any]) -> Table:
+    queue, jobs = reply["queue"], reply["jobs"]
+    by_class = ", ".join(f"{count} {name}" for name, count in queue["by_class"].items() if count)
+    table = _facts()
+    table.add_row(
+        "granville", f"{reply['version']}, {reply['state']}, up {_seconds(reply['uptime_s'])}, pid {reply['pid']}"
+    )
+    table.add_row(
+        "queue",
+        f"{queue['waiting']} of {queue['limit']} waiting"
+        + (f" ({by_class})" if by_class else "")
+        + (f", the oldest for {_seconds(queue['oldest_wait_ms'] / 1000)}" if queue["oldest_wait_ms"] else ""),
+    )
+    if queue["service_rate_per_s"]:
+        table.add_row("rate", f"{queue['service_rate_per_s']:.2f} jobs/s")
+    table.add_row("jobs", ", ".join(f"{count} {name}" for name, count in jobs.items()))
+    table.add_row("connections", f"{reply['connections']['open']} of {reply['connections']['limit']}")
+    callbacks = reply["callbacks"]
+    table.add_row("callbacks", ", ".join(f"{count} {name}" for name, count in callbacks.items()))
+    if reply["unknown_fields"]:
+        table.add_row("unknown fields", f"{reply['unknown_fields']} in requests, ignored")
+    return table
+
+
+def _model_table(models: list[Mapping[str, Any]]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("model", overflow="fold")
+    for title in ("type", "state", "driver"):
+        table.add_column(title)
+    for title in ("running", "waiting", "tokens/s", "context", "memory", "progress"):
+        table.add_column(title, justify="right")
+    for model in models:
+        table.add_row(
+            Text(str(model["id"])),
+            str(model["type"]),
+            str(model["state"]),
+            Text(str(model["driver"])),
+            f"{model['running']}/{model['slots']}",
+            str(model["waiting"]),
+            f"{model['tokens_per_s'] or 0:.1f}",
+            str(model["context_size"]),
+            _bytes(model["memory_bytes"]),
+            "" if model["stalled_s"] is None else f"{_seconds(model['stalled_s'])} ago",
+        )
+    return table
+
+
+def _facts() -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    return table
+
+
+def _seconds(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
+
+
+def _bytes(count: float) -> str:
+    return f"{count / 1e6:.0f} MB" if count < 1e9 else f"{count / 1e9:.1f} GB"

@@ -1,0 +1,121 @@
+"""`granville submit`: one question, one answer."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import nullcontext
+from typing import Annotated
+
+import msgspec
+import trio
+from cyclopts import Parameter
+
+from granville.cli.exits import INTERRUPTED, OK
+from granville.cli.options import ModelId, Priority, Socket, Temperature, make_request
+from granville.cli.terminal import cancel_on_interrupt, show
+from granville.client import Request, Result, connect, listen_for_results
+from granville.client.address import DEFAULT_ADDRESS, is_tcp
+from granville.errors import BadRequest, TooLarge
+from granville.wire.messages import Delta
+
+MAX_STDIN_BYTES = 64 << 20
+
+
+def _not_an_option(_: object, text: str) -> None:
+    if text.startswith("-") and text != "-" and not any(character.isspace() for character in text):
+        raise ValueError(f"it looks like an option; to ask just that: echo {text} | granville submit -")
+
+
+def submit(
+    text: Annotated[
+        str,
+        Parameter(
+            allow_leading_hyphen=True, validator=_not_an_option, help="What to ask. A single - takes it from stdin."
+        ),
+    ],
+    /,
+    *,
+    socket: Socket = DEFAULT_ADDRESS,
+    priority: Annotated[Priority | None, Parameter(help="Who goes first; normal unless given.")] = None,
+    stream: Annotated[bool, Parameter(negative=(), show_default=False, help="Print the answer as it is made.")] = False,
+    session: Annotated[
+        str | None, Parameter(help="Go on with the conversation of this name, kept by the daemon.")
+    ] = None,
+    model: ModelId = None,
+    max_tokens: Annotated[int | None, Parameter(help="Tokens of answer at most; 256 unless given.")] = None,
+    temperature: Temperature = None,
+    seed: Annotated[int | None, Parameter(help="The same seed gives the same answer.")] = None,
+    stop: Annotated[
+        tuple[str, ...], Parameter(show_default=False, help="End the answer before this text. May be repeated.")
+    ] = (),
+    timeout: Annotated[
+        float | None, Parameter(help="Seconds to wait and to answer; the daemon's --timeout unless given.")
+    ] = None,
+    json: Annotated[
+        bool,
+        Parameter(
+            negative=(),
+            show_default=False,
+            help="Print the result's whole message as JSON; with --stream a line for each delta too.",
+        ),
+    ] = False,
+) -> int:
+    """Ask the daemon once, and print the answer.
+
+    Ctrl-C cancels the job at the daemon. `granville help` has the meaning of the exit status.
+    """
+    request = make_request(
+        text=_stdin() if text == "-" else text,
+        priority=priority,
+        stream=stream,
+        session_id=session,
+        model_id=model,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        seed=seed,
+        stop=list(stop) or None,
+        timeout_ms=None if timeout is None else round(timeout * 1000),
+    )
+    result = trio.run(_ask, socket, request, json)
+    if result is None:
+        return INTERRUPTED
+    if json:
+        show(msgspec.json.encode(result).decode(), end="\n")
+    elif not stream:
+        show(result.text, end="\n")
+    return OK
+
+
+async def _ask(address: str, request: Request, json: bool) -> Result | None:
+    """The result, delivered to a callback socket of our own where there can be one; None after Ctrl-C."""
+    # A daemon takes no callback to a local path from a request that came over TCP.
+    own_callback = nullcontext() if is_tcp(address) else listen_for_results()
+    begun = False
+    try:
+        async with (
+            connect(address) as client,
+            own_callback as mailbox,
+            cancel_on_interrupt(),
+            client.start(request, mailbox) as answer,
+        ):
+            async for text in answer:
+                if json:
+                    show(msgspec.json.encode(Delta(request.id, text)).decode(), end="\n")
+                else:
+                    show(text)
+                    begun = True
+            return answer.result
+    finally:
+        if begun:
+            show("", end="\n")
+    return None
+
+
+def _stdin() -> str:
+    text = sys.stdin.buffer.read(MAX_STDIN_BYTES + 1)
+    if len(text) > MAX_STDIN_BYTES:
+        raise TooLarge(f"stdin: more than {MAX_STDIN_BYTES} bytes")
+    try:
+        return text.decode().removesuffix("\n")
+    except UnicodeDecodeError:
+        raise BadRequest("stdin: not valid UTF-8") from None

@@ -1,0 +1,44 @@
+"""What the commands share about the person's side: text that is safe to show, and Ctrl-C."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import trio
+
+from granville.client.background import Background
+
+_CONTROLS = dict.fromkeys((*range(0x20), *range(0x7F, 0xA0)))
+del _CONTROLS[ord("\n")], _CONTROLS[ord("\t")]
+
+
+def printable(text: str) -> str:
+    """Text without control characters: a model may write escape sequences, and a terminal would obey them."""
+    return text.translate(_CONTROLS)
+
+
+def show(text: str, end: str = "") -> None:
+    """Write to stdout at once; as it is to a pipe or a file, without control characters to a terminal."""
+    print(printable(text) if sys.stdout.isatty() else text, end=end, flush=True)
+
+
+@asynccontextmanager
+async def cancel_on_interrupt() -> AsyncIterator[trio.CancelScope]:
+    """Ctrl-C cancels the body (`cancelled_caught` of the scope says so afterwards) instead of raising between any
+    two lines of it, so that the body can still tell the daemon. A second one raises KeyboardInterrupt."""
+    with trio.open_signal_receiver(signal.SIGINT) as signals:
+        async with Background() as nursery:
+            with trio.CancelScope() as scope:
+                nursery.start_soon(_watch, signals, scope)
+                yield scope
+
+
+async def _watch(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
+    """Started by: `cancel_on_interrupt`. Ends when: the second signal comes. Cancelled by: the end of the body."""
+    await anext(signals)
+    scope.cancel()
+    await anext(signals)
+    raise KeyboardInterrupt

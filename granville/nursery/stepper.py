@@ -1,0 +1,185 @@
+"""A model's own thread: one `to_thread` call for the model's whole life, in which its steps run.
+
+Backends keep state by calling thread (OpenMP a team of threads, a GPU its context), and a hop into a thread at
+every step would cost a tenth of a millisecond; so commands go in by a queue and events come out in batches.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from queue import Empty, SimpleQueue
+from typing import Protocol
+
+import trio
+
+from granville.hosting.interface import DriverError, Event, Failed, Finished, Generate, Model, Parked
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """A cancelled job has left its slot."""
+
+    id: str
+
+
+StepEvent = Event | Released
+EventSink = Callable[[list[StepEvent]], None]
+
+
+class Stepper(Protocol):
+    """What runs a model's loop. Calls are made in the Trio thread and return at once."""
+
+    async def run(self, on_events: EventSink, *, task_status: trio.TaskStatus[Model]) -> None:
+        """Load the model, start with it, and step it until `close`. Raises DriverError when the model is lost."""
+
+    def submit(self, request: Generate) -> None: ...
+
+    def cancel(self, id: str) -> None: ...
+
+    def close(self) -> None: ...
+
+    def stalled_s(self) -> float:
+        """Seconds since the last step ended, while there is something to step; 0 when idle."""
+
+
+StepperFactory = Callable[[Callable[[], Model]], Stepper]
+
+
+class Floor:
+    """The jobs that a model is at work on, and what a command does to them; shared by every kind of stepper."""
+
+    def __init__(self, model: Model, prefill_ms: float | None) -> None:
+        self.model = model
+        self.prefill_ms = prefill_ms
+        self.running: set[str] = set()
+
+    def submit(self, request: Generate) -> list[StepEvent]:
+        self.running.add(request.id)
+        self.model.submit(request)
+        return []
+
+    def cancel(self, id: str) -> list[StepEvent]:
+        if id not in self.running:
+            return []
+        self.model.cancel(id)
+        self.running.discard(id)
+        return [Released(id)]
+
+    def step(self) -> list[StepEvent]:
+        events: list[StepEvent] = list(self.model.step(self.prefill_ms))
+        for event in events:
+            if isinstance(event, Finished | Failed | Parked):
+                self.running.discard(event.id)
+        return events
+
+
+Command = Callable[[Floor], list[StepEvent]]
+
+
+class ThreadStepper:
+    """The production stepper. The thread is abandoned, not awaited, if it hangs when the kernel ends."""
+
+    def __init__(self, load: Callable[[], Model], prefill_ms: float | None = None) -> None:
+        self._load = load
+        self._prefill_ms = prefill_ms
+        self._commands: SimpleQueue[Command | None] = SimpleQueue()
+        self._model: Model | None = None
+        self._busy = False
+        self._progress_at = time.monotonic()
+        self.alive = False
+
+    async def run(
+        self, on_events: EventSink, *, task_status: trio.TaskStatus[Model] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Started by: the model's inference task. Ends when: `close`, or the model is lost. Cancelled by: the
+        kernel's end, which leaves a hung driver call behind."""
+        token = trio.lowlevel.current_trio_token()
+        batches: deque[list[StepEvent]] = deque()
+
+        def deliver() -> None:
+            events: list[StepEvent] = []
+            while batches:
+                events += batches.popleft()
+            if events:
+                on_events(events)
+
+        def post(events: list[StepEvent]) -> None:
+            batches.append(events)
+            token.run_sync_soon(deliver, idempotent=True)
+
+        def started(model: Model) -> None:
+            task_status.started(model)
+
+        try:
+            await trio.to_thread.run_sync(
+                partial(self._live, post, lambda model: token.run_sync_soon(started, model)),
+                abandon_on_cancel=True,
+                limiter=trio.CapacityLimiter(1),
+            )
+        finally:
+            deliver()
+            self.close()
+
+    def submit(self, request: Generate) -> None:
+        self._commands.put(lambda floor: floor.submit(request))
+
+    def cancel(self, id: str) -> None:
+        self._commands.put(lambda floor: floor.cancel(id))
+
+    def close(self) -> None:
+        self._commands.put(None)
+        if self._model is not None:
+            self._model.interrupt()
+
+    def stalled_s(self) -> float:
+        return time.monotonic() - self._progress_at if self._busy else 0.0
+
+    def _live(self, post: EventSink, ready: Callable[[Model], object]) -> None:
+        self.alive = True
+        try:
+            model = self._load()
+            self._model = model
+            try:
+                ready(model)
+                self._loop(Floor(model, self._prefill_ms), post)
+            finally:
+                self._model = None
+                model.close()
+        except DriverError:
+            raise
+        except Exception as error:
+            log.exception("driver raised error=%s", type(error).__name__)
+            raise DriverError(f"the driver raised {type(error).__name__}: {error}") from error
+        finally:
+            self._busy = False
+            self.alive = False
+
+    def _loop(self, floor: Floor, post: EventSink) -> None:
+        while True:
+            self._busy = bool(floor.running)
+            events: list[StepEvent] = []
+            for command in self._waiting_commands(block=not floor.running):
+                if command is None:
+                    return
+                self._progress_at, self._busy = time.monotonic(), True
+                events += command(floor)
+            if floor.running:
+                events += floor.step()
+                self._progress_at = time.monotonic()
+            if events:
+                post(events)
+
+    def _waiting_commands(self, *, block: bool) -> list[Command | None]:
+        commands = [self._commands.get()] if block else []
+        try:
+            while True:
+                commands.append(self._commands.get_nowait())
+        except Empty:
+            return commands

@@ -1,0 +1,117 @@
+"""From a request to a job: what is taken in, what is refused and why, and when to come again."""
+
+from __future__ import annotations
+
+from granville.errors import Conflict, QueueFull, ShuttingDown, UnknownJob
+from granville.scheduling.backlog import Backlog
+from granville.scheduling.job import ClientKey, Delivery, Job, estimated_cost
+from granville.scheduling.priority import Priority
+from granville.scheduling.roster import Roster
+from granville.scheduling.sessions import Sessions
+from granville.wire.messages import Request, same_work
+
+DEFAULT_RETRY_MS = 1000
+MIN_RETRY_MS = 10
+MAX_RETRY_MS = 60_000
+SMOOTHING = 0.2
+"""Weight of the newest interval in the exponentially weighted mean between two jobs that leave a busy queue."""
+
+
+class ServiceRate:
+    """How fast the queue is served, measured while it is never empty."""
+
+    def __init__(self) -> None:
+        self._interval_s: float | None = None
+        self._last_start: float | None = None
+        self._refused_since_start = 0
+
+    def started(self, now: float, still_waiting: int) -> None:
+        """A job left the queue. An interval counts only when jobs waited all through it."""
+        if self._last_start is not None:
+            interval = now - self._last_start
+            known = self._interval_s
+            self._interval_s = interval if known is None else known + SMOOTHING * (interval - known)
+        self._last_start = now if still_waiting else None
+        self._refused_since_start = 0
+
+    @property
+    def per_second(self) -> float | None:
+        return 1 / self._interval_s if self._interval_s else None
+
+    def retry_after_ms(self, now: float) -> int:
+        """When a place will be free for one more refused request: those refused before it come first."""
+        self._refused_since_start += 1
+        if self._interval_s is None:
+            return DEFAULT_RETRY_MS
+        overdue = now - self._last_start if self._last_start is not None else 0.0
+        interval_ms = 1000 * max(self._interval_s, overdue)
+        return int(min(max(interval_ms * self._refused_since_start, MIN_RETRY_MS), MAX_RETRY_MS))
+
+    def wait_ms(self, places: int) -> int | None:
+        """How long `places` jobs take to leave the queue, None before anything was measured."""
+        return None if self._interval_s is None else int(1000 * self._interval_s * places)
+
+
+class Admission:
+    """The live jobs by id, from acceptance until their terminal message is delivered."""
+
+    def __init__(self, backlog: Backlog, roster: Roster, sessions: Sessions, timeout_s: float) -> None:
+        self.backlog = backlog
+        self.roster = roster
+        self.sessions = sessions
+        self.timeout_s = timeout_s
+        self.rate = ServiceRate()
+        self.closed = False
+        self._jobs: dict[str, Job] = {}
+        self._arrivals = 0
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def jobs(self) -> list[Job]:
+        return list(self._jobs.values())
+
+    def find(self, id: str) -> Job:
+        job = self._jobs.get(id)
+        if job is None:
+            raise UnknownJob(f"id: no job {id!r}; it never came, has been delivered, or was cancelled")
+        return job
+
+    def same(self, request: Request) -> Job | None:
+        """The live job that this request repeats. Raises Conflict when its id belongs to another request."""
+        job = self._jobs.get(request.id)
+        if job is not None and not same_work(job.request, request):
+            raise Conflict(f"id: {request.id!r} is in use by another request; choose a fresh id")
+        return job
+
+    def admit(self, request: Request, size: int, client: ClientKey, delivery: Delivery, now: float) -> Job:
+        """Queue a new request of `size` bytes. Raises ShuttingDown, UnknownModel, NoModel, Unsupported or QueueFull;
+        after any of these nothing has changed."""
+        if self.closed:
+            raise ShuttingDown("the daemon is shutting down; send this again when it is back")
+        self.roster.check(request)
+        if self.backlog.full:
+            raise QueueFull(
+                f"{len(self.backlog)} jobs are waiting and the queue holds {self.backlog.limit}",
+                retry_after_ms=self.rate.retry_after_ms(now),
+            )
+        timeout_s = self.timeout_s if request.timeout_ms is None else request.timeout_ms / 1000
+        self._arrivals += 1
+        job = Job(
+            request=request,
+            client=client,
+            arrival=self._arrivals,
+            accepted_at=now,
+            deadline=now + timeout_s,
+            cost=estimated_cost(size, request.max_tokens),
+            priority=Priority.of(request.priority),
+            delivery=delivery,
+        )
+        self.backlog.add(job, now, held=not self.sessions.arrive(job))
+        self._jobs[job.id] = job
+        return job
+
+    def forget(self, job: Job) -> None:
+        """The job's terminal message has been delivered, or its reader is gone: its id is free again."""
+        if self._jobs.get(job.id) is job:
+            del self._jobs[job.id]

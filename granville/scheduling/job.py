@@ -1,0 +1,69 @@
+"""A job: an accepted request, from its ACK to its one terminal message."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from granville.errors import GranvilleError
+from granville.scheduling.priority import Priority
+from granville.wire.messages import ErrorReply, Request, Result, error_reply
+
+State = Literal["waiting", "running", "delivering"]
+ClientKey = tuple[str, str]
+"""Who shares fairly with whom: (user, program)."""
+Lane = tuple[Literal["model", "type"], str]
+"""Where a job may run: on one model, by id, or on any of a type."""
+
+
+class Delivery(Protocol):
+    """Where a job's messages go. Both calls return at once."""
+
+    def delta(self, text: str) -> None: ...
+
+    def finish(self, reply: Result | ErrorReply) -> None: ...
+
+
+@dataclass(eq=False, slots=True)
+class Job:
+    request: Request
+    client: ClientKey
+    arrival: int
+    """Position in the order of arrival, over all jobs of the daemon."""
+    accepted_at: float
+    deadline: float
+    cost: float
+    """Tokens that it is expected to take: bytes / 4 + max_tokens."""
+    priority: Priority
+    """The class that it was given; ageing does not change it."""
+    delivery: Delivery
+    state: State = "waiting"
+    model_id: str | None = None
+    started_at: float | None = None
+    first_token_at: float | None = None
+    text: list[str] = field(default_factory=list)
+    outcome: Result | ErrorReply | None = None
+
+    @property
+    def id(self) -> str:
+        return self.request.id
+
+    @property
+    def lane(self) -> Lane:
+        if self.request.model_id is not None:
+            return ("model", self.request.model_id)
+        return ("type", self.request.model_type)
+
+    def decide(self, outcome: Result | GranvilleError) -> bool:
+        """Settle the job's terminal message. The first decision wins: False means that there was one already."""
+        if self.outcome is not None:
+            return False
+        self.outcome = error_reply(self.id, outcome) if isinstance(outcome, GranvilleError) else outcome
+        self.state = "delivering"
+        self.delivery.finish(self.outcome)
+        return True
+
+
+def estimated_cost(request_bytes: int, max_tokens: int) -> float:
+    """Four bytes of text are about a token."""
+    return request_bytes / 4 + max_tokens

@@ -1,0 +1,121 @@
+"""The models of the daemon: which there are, what each can do, how busy it is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from granville.errors import NoModel, UnknownModel, Unsupported
+from granville.scheduling.job import Lane
+from granville.wire.messages import ModelType, Request
+
+ModelState = Literal["loading", "ready", "restarting", "stopped"]
+
+
+RATE_WINDOW_S = 5.0
+
+
+@dataclass(eq=False, slots=True)
+class ModelEntry:
+    """One model. `running` holds the ids of the jobs on its slots; a slot is freed when the driver says so."""
+
+    id: str
+    type: ModelType
+    path: str
+    driver: str
+    state: ModelState = "loading"
+    slots: int = 0
+    features: frozenset[str] = frozenset()
+    architecture: str = ""
+    context_size: int = 0
+    memory_bytes: int = 0
+    running: set[str] = field(default_factory=set)
+    restarts: int = 0
+    last_error: str | None = None
+    _tokens_per_s: float = 0.0
+    _measured_at: float = 0.0
+
+    def produced(self, tokens: int, now: float) -> None:
+        self._tokens_per_s = self.tokens_per_s(now) + tokens / RATE_WINDOW_S
+        self._measured_at = now
+
+    def tokens_per_s(self, now: float) -> float:
+        """Tokens of all answers together, each counting less as RATE_WINDOW_S passes (exponential decay)."""
+        return self._tokens_per_s * math.exp((self._measured_at - now) / RATE_WINDOW_S)
+
+    @property
+    def lanes(self) -> tuple[Lane, Lane]:
+        return ("model", self.id), ("type", self.type)
+
+    @property
+    def free(self) -> int:
+        return self.slots - len(self.running) if self.state == "ready" else 0
+
+    def listing(self) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "type": self.type,
+            "path": self.path,
+            "busy": bool(self.running),
+            "state": self.state,
+            "slots": self.slots,
+            "running": len(self.running),
+            "driver": self.driver,
+            "architecture": self.architecture,
+            "context_size": self.context_size,
+            "memory_bytes": self.memory_bytes,
+            "restarts": self.restarts,
+            "last_error": self.last_error,
+        }
+
+
+class Roster:
+    """Every model by its id, in the order they were given."""
+
+    def __init__(self) -> None:
+        self._models: dict[str, ModelEntry] = {}
+
+    def __iter__(self) -> Iterator[ModelEntry]:
+        return iter(self._models.values())
+
+    def add(self, entry: ModelEntry) -> None:
+        if entry.id in self._models:
+            raise ValueError(f"two models with the id {entry.id}")
+        self._models[entry.id] = entry
+
+    def check(self, request: Request) -> None:
+        """Whether some model can take this request. Raises UnknownModel, NoModel or Unsupported."""
+        if request.model_id is not None:
+            named = self._models.get(request.model_id)
+            if named is None:
+                known = ", ".join(self._models) or "none"
+                raise UnknownModel(f"model_id: no model {request.model_id!r} here; there are: {known}")
+            if named.type != request.model_type:
+                raise Unsupported(f"model_type: {named.id} is of type {named.type}, not {request.model_type}")
+            able = [named]
+        else:
+            able = [entry for entry in self if entry.type == request.model_type]
+        if not able:
+            raise NoModel(f"model_type: no model of type {request.model_type} is loaded")
+        if all(entry.state == "stopped" for entry in able):
+            raise NoModel("the model has been stopped")
+        for field_name, feature in _needs(request):
+            if not any(feature in entry.features for entry in able):
+                raise Unsupported(f"{field_name}: the model cannot do this")
+
+
+def _needs(request: Request) -> list[tuple[str, str]]:
+    """(field, feature) for what a request asks of a model beyond completing a single turn."""
+    return [
+        (name, feature)
+        for name, feature in (
+            ("messages", "messages"),
+            ("session_id", "messages"),
+            ("grammar", "constrain"),
+            ("json_schema", "constrain"),
+            ("tools", "tools"),
+        )
+        if getattr(request, name) is not None
+    ]

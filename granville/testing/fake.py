@@ -1,0 +1,261 @@
+"""A driver without a model: it echoes its prompt word by word, at the pace and with the faults that it is told.
+
+In tests its time is Trio's (`TrioStepper`), so an hour of steps takes no time under the autojump clock; in a real
+thread (`granville serve FILE -d granville.testing.fake:FakeDriver`) it sleeps.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Literal
+
+import trio
+
+from granville.hosting.interface import (
+    Capabilities,
+    DriverError,
+    Event,
+    Failed,
+    Finished,
+    FinishReason,
+    Generate,
+    Model,
+    ModelInfo,
+    ModelSpec,
+    Parked,
+    Token,
+    Usage,
+)
+from granville.nursery.stepper import Command, EventSink, Floor
+
+Fault = Literal["raise", "hang", "fail_job"]
+
+
+@dataclass(kw_only=True)
+class FakePlan:
+    """How a fake model behaves. Seconds are simulated, or slept in a real thread."""
+
+    load_s: float = 0.0
+    load_error: str | None = None
+    prefill_token_s: float = 0.0
+    decode_s: float = 0.0
+    """One decode, whatever the number of jobs in it; 0 answers a job whole in one step."""
+    context_size: int = 4096
+    fault: Fault | None = None
+    fault_after_steps: int = 0
+    """The step, counted from 1 over all lives of the driver, that has the fault; once only."""
+    fault_word: str | None = None
+    """A job whose prompt has this word has the fault, whenever it runs."""
+
+
+@dataclass(slots=True)
+class _Job:
+    request: Generate
+    words: list[str]
+    prompt_tokens: int
+    prefilled: int = 0
+    emitted: int = 0
+
+
+class FakeModel:
+    """`elapsed_s` is how long the last step took, or infinity for one that hangs."""
+
+    def __init__(self, spec: ModelSpec, plan: FakePlan, count_step: Callable[[], int], *, sleeps: bool) -> None:
+        self.slots = spec.slots
+        self.capabilities = Capabilities(park=True)
+        self.info = ModelInfo("fake", plan.context_size, memory_bytes=0, description="echoes its prompt")
+        self.elapsed_s = 0.0
+        self.closed = False
+        self._plan = plan
+        self._count_step = count_step
+        self._interrupted = threading.Event()
+        self._sleeps = sleeps
+        self._running: dict[str, _Job] = {}
+        self._parked: dict[str, _Job] = {}
+        self._events: list[Event] = []
+
+    def submit(self, request: Generate) -> None:
+        assert len(self._running) < self.slots, "more jobs than slots"
+        words = request.messages[-1].content.split()
+        prompt = sum(len(message.content.split()) for message in request.messages)
+        if prompt >= self._plan.context_size:
+            text = f"the prompt has {prompt} tokens and the context {self._plan.context_size}"
+            self._events.append(Failed(request.id, "prompt_too_long", text))
+            return
+        self._running[request.id] = _Job(request, words, prompt)
+
+    def step(self, prefill_ms: float | None) -> list[Event]:
+        self._interrupted.clear()
+        self.elapsed_s = 0.0
+        step = self._count_step()
+        fault = self._plan.fault
+        if fault is not None and (
+            step == self._plan.fault_after_steps
+            or any(self._plan.fault_word in job.words for job in self._running.values() if self._plan.fault_word)
+        ):
+            self._fail(fault)
+        self._prefill(prefill_ms)
+        self._decode()
+        self._sleep()
+        events, self._events = self._events, []
+        return events
+
+    def cancel(self, id: str) -> None:
+        self._running.pop(id, None)
+        self._parked.pop(id, None)
+
+    def park(self, id: str) -> None:
+        self._parked[id] = self._running.pop(id)
+        self._events.append(Parked(id))
+
+    def resume(self, id: str) -> None:
+        self._running[id] = self._parked.pop(id)
+
+    def interrupt(self) -> None:
+        self._interrupted.set()
+
+    def close(self) -> None:
+        self.closed = True
+
+    def _fail(self, fault: Fault) -> None:
+        if fault == "raise":
+            raise DriverError("the fake driver was told to fail")
+        if fault == "hang":
+            self.elapsed_s = float("inf")
+            return
+        for id in list(self._running):
+            if self._plan.fault_word in self._running[id].words or self._plan.fault_word is None:
+                del self._running[id]
+                self._events.append(Failed(id, "driver_failed", "the fake driver was told to fail this job"))
+
+    def _prefill(self, prefill_ms: float | None) -> None:
+        """Within the time given; the shortest remaining urgent prompt first."""
+        left_s = float("inf") if prefill_ms is None else prefill_ms / 1000
+        for job in sorted(self._running.values(), key=lambda job: job.request.urgency):
+            token_s = self._plan.prefill_token_s
+            todo = job.prompt_tokens - job.prefilled
+            now = todo if token_s == 0 else min(todo, int(left_s / token_s))
+            job.prefilled += now
+            left_s -= now * token_s
+            self.elapsed_s += now * token_s
+
+    def _decode(self) -> None:
+        decoding = [job for job in self._running.values() if job.prefilled == job.prompt_tokens]
+        if not decoding:
+            return
+        self.elapsed_s += self._plan.decode_s
+        for job in decoding:
+            self._emit(job, 1 if self._plan.decode_s else len(job.words) + 1)
+
+    def _emit(self, job: _Job, count: int) -> None:
+        id, limit = job.request.id, job.request.max_tokens
+        upto = min(job.emitted + count, len(job.words), limit)
+        words = job.words[job.emitted : upto]
+        if words:
+            text = (" " if job.emitted else "") + " ".join(words)
+            self._events.append(Token(id, text, tuple(range(job.emitted, upto))))
+        job.emitted = upto
+        if upto == limit or upto == len(job.words):
+            del self._running[id]
+            reason: FinishReason = "stop" if upto == len(job.words) else "length"
+            self._events.append(Finished(id, reason, Usage(job.prompt_tokens, 0, upto)))
+
+    def _sleep(self) -> None:
+        if not self._sleeps or self.elapsed_s == 0:
+            return
+        self._interrupted.wait(None if self.elapsed_s == float("inf") else self.elapsed_s)
+
+
+class FakeDriver:
+    """`options` of the spec set the fields of its plan."""
+
+    name = "fake"
+    version = "1"
+
+    def __init__(self, plan: FakePlan | None = None, *, sleeps: bool = True) -> None:
+        self.plan = plan
+        self.sleeps = sleeps
+        self.steps = 0
+        self.loads = 0
+        self.models: list[FakeModel] = []
+
+    def load(self, spec: ModelSpec) -> FakeModel:
+        plan = self.plan or _plan_from(spec.options)
+        self.loads += 1
+        if plan.load_error is not None:
+            raise DriverError(plan.load_error)
+        model = FakeModel(spec, plan, self._count_step, sleeps=self.sleeps)
+        self.models.append(model)
+        return model
+
+    def _count_step(self) -> int:
+        self.steps += 1
+        return self.steps
+
+
+def _plan_from(options: Mapping[str, object]) -> FakePlan:
+    known = {f.name for f in fields(FakePlan)}
+    unknown = options.keys() - known
+    if unknown:
+        raise DriverError(f"unknown option {min(unknown)!r}; the fake driver knows {', '.join(sorted(known))}")
+    return FakePlan(**options)  # type: ignore[arg-type]  # checked by the driver's own users
+
+
+@dataclass
+class TrioStepper:
+    """Steps a fake model in Trio time: each step sleeps for as long as the model says that it took."""
+
+    load: Callable[[], Model]
+    prefill_ms: float | None = None
+    _commands: list[Command | None] = field(default_factory=list)
+    _wake: trio.Event = field(default_factory=trio.Event)
+    _busy_since: float | None = None
+
+    async def run(
+        self, on_events: EventSink, *, task_status: trio.TaskStatus[Model] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Started by: the model's inference task. Ends when: `close`, or the model is lost. Cancelled by: the
+        kernel's end."""
+        model = self.load()
+        assert isinstance(model, FakeModel)
+        await trio.sleep(model._plan.load_s)
+        task_status.started(model)
+        floor = Floor(model, self.prefill_ms)
+        try:
+            while True:
+                if not floor.running:
+                    self._busy_since = None
+                    await self._wake.wait()
+                await trio.lowlevel.checkpoint()
+                self._wake = trio.Event()
+                self._busy_since = trio.current_time()
+                commands, self._commands = self._commands, []
+                for command in commands:
+                    if command is None:
+                        return
+                    on_events(command(floor))
+                if floor.running:
+                    events = floor.step()
+                    await trio.sleep(model.elapsed_s)
+                    on_events(events)
+        finally:
+            self._busy_since = None
+            model.close()
+
+    def submit(self, request: Generate) -> None:
+        self._command(lambda floor: floor.submit(request))
+
+    def cancel(self, id: str) -> None:
+        self._command(lambda floor: floor.cancel(id))
+
+    def close(self) -> None:
+        self._command(None)
+
+    def stalled_s(self) -> float:
+        return 0.0 if self._busy_since is None else trio.current_time() - self._busy_since
+
+    def _command(self, command: Command | None) -> None:
+        self._commands.append(command)
+        self._wake.set()
