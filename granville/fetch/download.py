@@ -32,7 +32,7 @@ class Limits:
     max_redirects: int = 5
     max_fruitless_attempts: int = 6
     """Attempts in a row that brought less than `fruitful_bytes`."""
-    fruitful_bytes: int = 1 << 20
+    fruitful_bytes: int = WRITE_BYTES
     connect_s: float = 15.0
     stall_s: float = 30.0
     """A server that sends no byte for so long is given up, and the download resumed."""
@@ -174,11 +174,13 @@ class _Download:
         if response.status_code not in (200, 206):
             raise StartupError(f"{where}: answered {_status(response)}")
 
-        start = _first_byte(response) if response.status_code == 206 else 0
-        if start not in (0, have):
-            raise StartupError(f"{where}: asked for bytes from {have}, the server sent them from {start}")
-        length = response.headers.get("Content-Length")
-        total = start + int(length) if length is not None else self.size
+        if response.status_code == 206:
+            start, total = _content_range(response)
+            if start not in (0, have):
+                raise StartupError(f"{where}: asked for bytes from {have}, the server sent them from {start}")
+        else:
+            length = response.headers.get("Content-Length")
+            start, total = 0, self.size if length is None else int(length)
         self._check_size(total, start)
         done = await self._write(response.aiter_raw(WRITE_BYTES), start, total)
         if total is not None and done < total:
@@ -215,11 +217,12 @@ def _say(state: tenacity.RetryCallState) -> None:
     log.warning("%s; trying again in %.1f s", error, state.upcoming_sleep)
 
 
-def _first_byte(response: httpx.Response) -> int:
-    match = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
+def _content_range(response: httpx.Response) -> tuple[int, int | None]:
+    """The first byte that a 206 brings, and the size of the whole (a server may send less than was asked for)."""
+    match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", "").strip())
     if match is None:
         raise StartupError(f"{_shown(response.url)}: answered 206 without a Content-Range that can be read")
-    return int(match[1])
+    return int(match[1]), None if match[2] == "*" else int(match[2])
 
 
 def _retry_after_s(value: str | None, now: float) -> float | None:

@@ -89,7 +89,9 @@ class ThreadStepper:
     def __init__(self, load: Callable[[], Model], prefill_ms: float | None = None) -> None:
         self._load = load
         self._prefill_ms = prefill_ms
-        self._commands: SimpleQueue[Command | None] = SimpleQueue()
+        self._commands: SimpleQueue[list[Command | None]] = SimpleQueue()
+        self._unsent: list[Command | None] = []
+        self._token: trio.lowlevel.TrioToken | None = None
         self._model: Model | None = None
         self._busy = False
         self._progress_at = time.monotonic()
@@ -100,7 +102,7 @@ class ThreadStepper:
     ) -> None:
         """Started by: the model's inference task. Ends when: `close`, or the model is lost. Cancelled by: the
         kernel's end, which leaves a hung driver call behind."""
-        token = trio.lowlevel.current_trio_token()
+        token = self._token = trio.lowlevel.current_trio_token()
         batches: deque[list[StepEvent]] = deque()
 
         def deliver() -> None:
@@ -126,20 +128,32 @@ class ThreadStepper:
         finally:
             deliver()
             self.close()
+            self._flush()
 
     def submit(self, request: Generate) -> None:
-        self._commands.put(lambda floor: floor.submit(request))
+        self._command(lambda floor: floor.submit(request))
 
     def cancel(self, id: str) -> None:
-        self._commands.put(lambda floor: floor.cancel(id))
+        self._command(lambda floor: floor.cancel(id))
 
     def close(self) -> None:
-        self._commands.put(None)
+        self._command(None)
         if self._model is not None:
             self._model.interrupt()
 
     def stalled_s(self) -> float:
         return time.monotonic() - self._progress_at if self._busy else 0.0
+
+    def _command(self, command: Command | None) -> None:
+        """Commands of one tick of the Trio loop go to the thread together: waking it for each would cost more than
+        the commands do."""
+        self._unsent.append(command)
+        if len(self._unsent) == 1 and self._token is not None:
+            self._token.run_sync_soon(self._flush)
+
+    def _flush(self) -> None:
+        commands, self._unsent = self._unsent, []
+        self._commands.put(commands)
 
     def _live(self, post: EventSink, ready: Callable[[Model], object]) -> None:
         self.alive = True
@@ -177,9 +191,9 @@ class ThreadStepper:
                 post(events)
 
     def _waiting_commands(self, *, block: bool) -> list[Command | None]:
-        commands = [self._commands.get()] if block else []
+        commands = list(self._commands.get()) if block else []
         try:
             while True:
-                commands.append(self._commands.get_nowait())
+                commands += self._commands.get_nowait()
         except Empty:
             return commands
