@@ -104,13 +104,15 @@ def _only_wheel(folder: Path) -> Path:
 
 
 def _written(folder: Path) -> int:
-    sizes = []
-    for path in folder.rglob("*"):
-        try:
-            sizes.append(path.stat().st_size)
-        except FileNotFoundError:  # pip moved or removed it in between
-            continue
-    return max(sizes, default=0)
+    """The size of the largest file below the folder, while pip makes, moves and removes files and folders there."""
+    largest = 0
+    for parent, _, names in os.walk(folder):  # unlike rglob, it goes on when a folder has just gone
+        for name in names:
+            try:
+                largest = max(largest, os.stat(os.path.join(parent, name)).st_size)
+            except FileNotFoundError:
+                continue
+    return largest
 
 
 def _reason(stderr: bytes, returncode: int) -> str:

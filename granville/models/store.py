@@ -7,6 +7,7 @@ not meet; files that a user puts anywhere below the folder are models as well.
 from __future__ import annotations
 
 import difflib
+import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,7 +66,9 @@ class ModelStore:
 
     def paths(self) -> list[Path]:
         """Every GGUF file below the folder, sorted."""
-        return sorted(path for path in self.folder.rglob("*.gguf") if path.is_file())
+        # Not rglob, which fails when a fetch removes its folder beside it meanwhile.
+        found = (Path(parent, name) for parent, _, names in os.walk(self.folder) for name in names)
+        return sorted(path for path in found if path.suffix == ".gguf" and path.is_file())
 
     def files(self) -> list[ModelFile]:
         """Every model on disk, then those of the catalogue that are not. A broken file is listed with its problem."""

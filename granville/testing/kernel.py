@@ -1,0 +1,118 @@
+"""A whole kernel in one process and in Trio's time: memory streams for clients, fake models behind it.
+
+Under trio.testing.MockClock(autojump_threshold=0) an hour of inference takes no time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import trio
+import trio.testing
+
+from granville.config import ServeConfig
+from granville.hosting.interface import ModelSpec
+from granville.nursery.callbacks import Senders
+from granville.nursery.connection import Connection, Peer
+from granville.nursery.desk import Desk
+from granville.nursery.inference import Inference
+from granville.nursery.transport import HttpxTransport
+from granville.scheduling.roster import ModelEntry, Roster
+from granville.testing.fake import FakeDriver, FakePlan, TrioStepper
+from granville.wire.framing import FrameReader
+
+
+class Client:
+    """A foreign client: it sends maps and collects what comes back."""
+
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        self.stream = stream
+        self._reader = FrameReader()
+        self._received: list[dict[str, Any]] = []
+
+    async def send(self, *messages: dict[str, Any]) -> None:
+        await self.stream.send_all(b"".join(msgpack.packb(message) for message in messages))
+
+    async def receive(self) -> dict[str, Any]:
+        """The next message; an AssertionError when the connection has ended or nothing comes for an hour."""
+        with trio.fail_after(3600):
+            while not self._received:
+                data = await self.stream.receive_some(65536)
+                assert data, "the daemon closed the connection"
+                for value in self._reader.feed(data):
+                    assert isinstance(value, dict)
+                    self._received.append(value)
+        return self._received.pop(0)
+
+    async def ask(self, message: dict[str, Any]) -> dict[str, Any]:
+        await self.send(message)
+        return await self.receive()
+
+    async def terminal(self) -> dict[str, Any]:
+        """The next result or error, deltas and ACKs passed over."""
+        while True:
+            message = await self.receive()
+            if "tool_id" in message or "error" in message:
+                return message
+
+
+class Kernel:
+    """The tree of nursery/kernel.py without its doors."""
+
+    def __init__(self, nursery: trio.Nursery, config: ServeConfig, drivers: list[FakeDriver], slots: int) -> None:
+        self.desk = Desk(config, Roster())
+        self.drivers = drivers
+        self.nursery = nursery
+        self._slots = slots
+        self.senders = Senders(config, self.desk.counters, nursery, HttpxTransport())
+
+    async def start_models(self) -> None:
+        for number, driver in enumerate(self.drivers):
+            entry = ModelEntry(f"fake-{number}", "inference", "fake.gguf", driver.name)
+            spec = ModelSpec(Path("fake.gguf"), slots=self._slots)
+            inference = Inference(entry, self.desk, partial(TrioStepper, partial(driver.load, spec)))
+            self.desk.roster.add(entry)
+            self.desk.models.append(inference)
+            self.desk.channel.attach(inference)
+            await self.nursery.start(inference.run)
+
+    def connect(self) -> Client:
+        ours, theirs = trio.testing.memory_stream_pair()
+        self.nursery.start_soon(self._serve, theirs)
+        return Client(ours)
+
+    async def _serve(self, stream: trio.abc.Stream) -> None:
+        connection = Connection(stream, Peer(None), self.desk, self.senders)
+        async with stream:
+            await connection.run()
+
+    @property
+    def queue(self) -> int:
+        return len(self.desk.backlog)
+
+
+@asynccontextmanager
+async def running_kernel(*, slots: int = 1, models: int = 1, **settings: Any) -> AsyncIterator[Kernel]:
+    """A kernel for the length of the block; `settings` are the fields of FakePlan and of ServeConfig."""
+    plan_fields = {f.name for f in fields(FakePlan)}
+    config_fields = {f.name for f in fields(ServeConfig)}
+    unknown = settings.keys() - plan_fields - config_fields
+    if unknown:
+        raise TypeError(f"neither FakePlan nor ServeConfig has {', '.join(sorted(unknown))}")
+    plan = FakePlan(**{name: value for name, value in settings.items() if name in plan_fields})
+    config = ServeConfig(**{name: value for name, value in settings.items() if name in config_fields})
+    async with trio.open_nursery() as nursery:  # the kernel's tasks, all of them
+        kernel = Kernel(nursery, config, [FakeDriver(plan, sleeps=False) for _ in range(models)], slots)
+        await kernel.start_models()
+        yield kernel
+        nursery.cancel_scope.cancel()
+
+
+def request(id: str, text: str = "one two three", **more: Any) -> dict[str, Any]:
+    return {"id": id, "text": text, **more}

@@ -1,0 +1,91 @@
+"""What a model may do to the kernel: fail, hang, load badly; and two models beside each other."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+
+from granville.hosting.interface import DriverError
+from granville.testing.kernel import request, running_kernel
+
+
+async def test_a_failing_model_costs_its_running_jobs_and_comes_back() -> None:
+    async with running_kernel(decode_s=1.0, fault="raise", fault_after_steps=2) as k:
+        client = k.connect()
+        await client.send(request("runs"), request("waits", "a"))
+        first = await client.terminal()
+        assert (first["id"], first["error"], first["code"]) == ("runs", "driver_failed", 502)
+        assert (await client.terminal())["id"] == "waits"
+        assert k.drivers[0].loads == 2
+        (listing,) = (await client.ask({"op": "models"}))["models"]
+        assert (listing["state"], listing["restarts"]) == ("ready", 1)
+
+
+async def test_back_off_grows_between_failures() -> None:
+    async with running_kernel(decode_s=1.0, fault="raise", fault_word="poison") as k:
+        client = k.connect()
+        gaps = []
+        for n in range(4):
+            await client.send(request(f"p{n}", "poison"))
+            assert (await client.terminal())["code"] == 502
+            lost_at = trio.current_time()
+            await client.send(request(f"g{n}", "a"))
+            assert (await client.terminal())["id"] == f"g{n}"
+            gaps.append(trio.current_time() - lost_at)
+        assert gaps[1] > gaps[0]
+        assert gaps[3] > 2 * gaps[0]
+
+
+async def test_other_models_go_on_while_one_is_down() -> None:
+    async with running_kernel(models=2, decode_s=1.0, fault="raise", fault_word="poison") as k:
+        client = k.connect()
+        await client.send(request("bad", "poison", model_id="fake-0"), request("good", "a b c", model_id="fake-1"))
+        ends = {(m := await client.terminal())["id"]: m for _ in range(2)}
+        assert ends["bad"]["code"] == 502
+        assert ends["good"]["model_id"] == "fake-1"
+        assert k.desk.health()["healthy"] is True
+
+
+async def test_the_least_busy_model_takes_the_job() -> None:
+    async with running_kernel(models=2, slots=2, decode_s=1.0) as k:
+        client = k.connect()
+        await client.send(*(request(str(n), "a b c") for n in range(4)))
+        ends = [await client.terminal() for _ in range(4)]
+        assert sorted(end["model_id"] for end in ends) == ["fake-0", "fake-0", "fake-1", "fake-1"]
+
+
+async def test_a_driver_can_fail_one_job_alone() -> None:
+    async with running_kernel(slots=2, decode_s=1.0, fault="fail_job", fault_word="poison") as k:
+        client = k.connect()
+        await client.send(request("bad", "poison"), request("good", "a b"))
+        ends = {(m := await client.terminal())["id"]: m for _ in range(2)}
+        assert ends["bad"]["code"] == 502
+        assert ends["good"]["tool_input_json"] == '["a b"]'
+        assert k.drivers[0].loads == 1
+
+
+async def test_a_hanging_model_is_not_healthy_and_its_clients_are_told() -> None:
+    async with running_kernel(decode_s=1.0, fault="hang", fault_word="poison", stall_s=30, timeout_s=60) as k:
+        client = k.connect()
+        assert k.desk.health()["healthy"] is True
+        await client.send(request("bad", "poison"))
+        await client.receive()
+        await trio.sleep(29)
+        assert k.desk.health()["healthy"] is True
+        await trio.sleep(2)
+        health = k.desk.health()
+        assert (health["healthy"], health["stalled"]) == (False, ["fake-0"])
+        late = await client.receive()
+        assert (late["id"], late["code"]) == ("bad", 408)
+
+
+async def test_an_idle_model_is_healthy_however_long() -> None:
+    async with running_kernel(stall_s=30) as k:
+        await trio.sleep(10_000)
+        assert k.desk.health()["healthy"] is True
+
+
+async def test_a_model_that_cannot_be_loaded_cannot_start() -> None:
+    with pytest.RaisesGroup(DriverError, flatten_subgroups=True, allow_unwrapped=True):
+        async with running_kernel(load_error="this is no model"):
+            pytest.fail("the kernel started")
