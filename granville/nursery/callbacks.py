@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import errno
 import logging
-import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Protocol
 from weakref import WeakValueDictionary
 
 import trio
+from tenacity import AsyncRetrying, retry_if_exception, wait_random_exponential
 
 from granville.config import ServeConfig
 from granville.nursery.address import Address
@@ -228,31 +228,35 @@ class CallbackRoute:
 
     async def _send(self, message: bytes) -> bool:
         """Send one message, again and again while nobody listens, until `delivery_ttl_s` has passed."""
-        config = self._senders.config
-        give_up_at = trio.current_time() + config.delivery_ttl_s
-        backoff_s = FIRST_BACKOFF_S
-        while True:
-            problem = await self._try(message, config.callback_stall_s)
-            if problem is None:
-                return True
-            await self._hang_up()
-            pause_s = backoff_s * random.uniform(0.5, 1.0)
-            if not _retryable(problem) or trio.current_time() + pause_s > give_up_at:
-                log.warning("undelivered id=%s callback=%s problem=%s", self._id, self.address, problem)
-                return False
-            await trio.sleep(pause_s)
-            backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
+        give_up_at = trio.current_time() + self._senders.config.delivery_ttl_s
+        attempts = AsyncRetrying(
+            sleep=trio.sleep,
+            retry=retry_if_exception(_retryable),
+            wait=wait_random_exponential(multiplier=FIRST_BACKOFF_S, min=FIRST_BACKOFF_S / 2, max=MAX_BACKOFF_S),
+            stop=lambda state: trio.current_time() + state.upcoming_sleep > give_up_at,
+            reraise=True,
+        )
+        try:
+            async for attempt in attempts:
+                with attempt:
+                    await self._try(message)
+        except (OSError, trio.BrokenResourceError, trio.TooSlowError, Refused) as problem:
+            log.warning("undelivered id=%s callback=%s problem=%s", self._id, self.address, problem)
+            return False
+        return True
 
-    async def _try(self, message: bytes, stall_s: float) -> Exception | None:
+    async def _try(self, message: bytes) -> None:
+        delivered = False
         try:
             async with self._senders.turn(self.address):
-                with trio.fail_after(stall_s):
+                with trio.fail_after(self._senders.config.callback_stall_s):
                     if self._stream is None:
                         self._stream = await self._senders.connect(self.address)
                     await self._stream.send_all(message)
-        except (OSError, trio.BrokenResourceError, trio.TooSlowError, Refused) as error:
-            return error
-        return None
+            delivered = True
+        finally:
+            if not delivered:
+                await self._hang_up()
 
     async def _hang_up(self) -> None:
         stream, self._stream = self._stream, None
@@ -260,8 +264,8 @@ class CallbackRoute:
             await stream.aclose()
 
 
-def _retryable(problem: Exception) -> bool:
+def _retryable(problem: BaseException) -> bool:
     """Nobody listens yet, or the listener's backlog is full: a Unix connect then succeeds and the write fails."""
-    if isinstance(problem, trio.BrokenResourceError):
-        problem = problem.__cause__ if isinstance(problem.__cause__, OSError) else problem
+    if isinstance(problem, trio.BrokenResourceError) and problem.__cause__ is not None:
+        problem = problem.__cause__
     return isinstance(problem, OSError) and problem.errno in RETRIED
