@@ -52,7 +52,7 @@ def chat(
                 temperature=temperature,
                 stream=True,
             )
-            result = trio.run(_answer, socket, request)
+            result = _answer_or_none(socket, request)
         except GranvilleError as error:
             if not interactive:
                 raise
@@ -69,6 +69,13 @@ def chat(
 async def _models(address: str) -> list[str]:
     async with connect(address) as client:
         return [str(model["id"]) for model in await client.models()]
+
+
+def _answer_or_none(address: str, request: Request) -> Result | None:
+    try:
+        return trio.run(_answer, address, request)
+    except KeyboardInterrupt:  # before it was the answer's to receive, such as while connecting
+        return None
 
 
 async def _answer(address: str, request: Request) -> Result | None:

@@ -6,9 +6,9 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -19,10 +19,11 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
+from granville.cli.exits import INTERRUPTED
 from granville.cli.main import describe, guarded
 from granville.cli.options import make_request
 from granville.cli.status import make_console, print_status
-from granville.cli.terminal import printable
+from granville.cli.terminal import cancel_on_interrupt, printable
 from granville.client import Client, connect
 from granville.client.background import Background
 from granville.config import DEFAULT_MODEL
@@ -44,12 +45,12 @@ QUESTIONS: tuple[tuple[Class, str], ...] = (
     ("normal", "What does a librarian do?"),
     ("normal", "How is bread made?"),
     ("normal", "What is a bicycle?"),
-    ("high", "Give one tip for sleeping well."),
-    ("high", "How do I boil an egg?"),
     ("high", "Say hello to a new colleague."),
-    ("critical", "What should I do when a pan catches fire?"),
-    ("critical", "Someone has fainted. What first?"),
-    ("critical", "What is the emergency number in Europe?"),
+    ("high", "Thank a friend for lunch."),
+    ("high", "How do I boil an egg?"),
+    ("critical", "Write one line that says that the disk is full."),
+    ("critical", "Write one line that says that the meeting begins now."),
+    ("critical", "Write one line that says that the door is open."),
 )
 _COLOURS = {"critical": "bold red", "high": "yellow", "normal": "green", "low": "blue"}
 
@@ -77,14 +78,17 @@ class Board:
 
     console: Console
     rows: list[Row]
-    began: float = field(default_factory=trio.current_time)
+    began: float
+    now: Callable[[], float] = trio.current_time
     started: int = 0
 
     def event(self, row: Row, state: str, detail: str = "") -> None:
         row.state = state
         if not self.console.is_terminal:
-            since = trio.current_time() - self.began
-            self.console.print(f"{since:7.3f} s  {row.name:<11} {state:<9} {detail}".rstrip(), markup=False)
+            since = self.now() - self.began
+            self.console.print(
+                f"{since:7.3f} s  {row.name:<11} {state:<9} {detail}".rstrip(), markup=False, soft_wrap=True
+            )
 
     def __rich__(self) -> Table:
         table = Table(box=None, pad_edge=False, padding=(0, 1), expand=True)
@@ -110,32 +114,41 @@ def main() -> int:
     """The exit status: 0 when every request was answered, in the right order, and the daemon ended cleanly."""
     console = make_console()
     faults = trio.run(_demo, console)
+    if faults is None:
+        return INTERRUPTED
     for fault in faults:
         console.print(f"granville: {fault}", style="bold red", markup=False)
     return 1 if faults else 0
 
 
-async def _demo(console: Console) -> list[str]:
-    """Everything in its order; what went wrong, in sentences."""
+async def _demo(console: Console) -> list[str] | None:
+    """Everything in its order. What went wrong, in sentences; None after Ctrl-C."""
     with tempfile.TemporaryDirectory(prefix="granville-demo-") as directory:
         address = str(Path(directory, "granville.sock"))
-        console.print(Rule(f"starting the daemon: granville serve {DEFAULT_MODEL} --slots {SLOTS}", align="left"))
-        async with _daemon(address, console) as process:
-            async with connect(address) as client:
-                console.print(Rule(f"{len(QUESTIONS)} requests at once, the least urgent first", align="left"))
-                rows = await _ask_all(client, console)
-                console.print(Rule("granville status", align="left"))
-                print_status(console, await client.status())
-            console.print(Rule("stopping the daemon: SIGTERM", align="left"))
-            process.send_signal(signal.SIGTERM)
-            with trio.move_on_after(STOP_S):
-                await process.wait()
-    faults = _faults(rows)
-    if process.returncode != 0:
-        faults.append(f"the daemon should have ended with 0, and it was {process.returncode}")
-    elif not faults:
-        console.print(f"the daemon has ended with 0; {len(rows)} requests, {len(rows)} answers")
-    return faults
+        async with cancel_on_interrupt():
+            _heading(console, f"starting the daemon: granville serve {DEFAULT_MODEL} --slots {SLOTS}")
+            async with _daemon(address, console) as process:
+                async with connect(address) as client:
+                    _heading(console, f"{len(QUESTIONS)} requests at once, the least urgent first")
+                    rows = await _ask_all(client, console)
+                    _heading(console, "granville status")
+                    print_status(console, await client.status())
+                _heading(console, "stopping the daemon: SIGTERM")
+                process.send_signal(signal.SIGTERM)
+                with trio.move_on_after(STOP_S):
+                    await process.wait()
+            faults = find_faults(rows)
+            if process.returncode != 0:
+                faults.append(f"the daemon should have ended with 0, and it was {process.returncode}")
+            elif not faults:
+                console.print(f"it has ended with 0: {len(rows)} requests, {len(rows)} answers")
+            return faults
+    return None
+
+
+def _heading(console: Console, text: str) -> None:
+    console.print()
+    console.print(Rule(Text(text, "bold"), align="left"))
 
 
 @asynccontextmanager
@@ -144,6 +157,7 @@ async def _daemon(address: str, console: Console) -> AsyncIterator[trio.Process]
     command = [
         sys.executable, "-m", "granville", "serve", DEFAULT_MODEL,
         "--socket", address, "--port", "0", "--slots", str(SLOTS),
+        "--age-after", "300",  # on a slow machine too, the order shown is that of the classes alone
     ]  # fmt: skip
     async with Background() as nursery:
         process: trio.Process = await nursery.start(
@@ -163,11 +177,13 @@ async def _echo(
 
     Started by: `_daemon`. Ends when: the daemon closes its stdout. Cancelled by: the end of `_daemon`'s body.
     """
-    ready = False
+    ready, part = False, ""
     assert process.stdout is not None
     async for data in process.stdout:
-        console.print(data.decode(errors="replace").rstrip("\n"), markup=False, style="dim")
-        if not ready:
+        *lines, part = (part + data.decode(errors="replace")).split("\n")
+        for line in lines:
+            console.print(line, markup=False, style="dim", soft_wrap=True)
+        if lines and not ready:
             task_status.started()
             ready = True
     if not ready:
@@ -181,7 +197,7 @@ async def _ask_all(client: Client, console: Console) -> list[Row]:
     for priority, question in QUESTIONS:
         count[priority] += 1
         rows.append(Row(f"{priority}-{count[priority]}", priority, question))
-    board = Board(console, rows)
+    board = Board(console, rows, began=trio.current_time())
     with Live(board, console=console, refresh_per_second=REFRESH_PER_S):
         # All rows end together; a row keeps its own error.
         async with trio.open_nursery() as nursery:
@@ -227,7 +243,8 @@ async def _ask(
         board.event(row, "failed", row.text)
 
 
-def _faults(rows: list[Row]) -> list[str]:
+def find_faults(rows: list[Row]) -> list[str]:
+    """What went wrong with the requests, in sentences."""
     faults = [f"{row.name} failed: {describe(row.error)}" for row in rows if row.error]
     faults += [f"{row.name} has an empty answer" for row in rows if not row.error and not row.text.strip()]
     last_low = max((row.place or 0 for row in rows if row.priority == "low"), default=0)

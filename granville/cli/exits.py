@@ -51,7 +51,7 @@ EXITS = (
     Exit(7, "the job was", (Cancelled,)),
     Exit(8, "the daemon failed", (DriverFailed, Internal)),
     Exit(9, "no daemon that can answer", (NoDaemon, ConnectionLost, ShuttingDown, NoModel)),
-    Exit(INTERRUPTED, "Ctrl-C"),
+    Exit(INTERRUPTED, "Ctrl-C, or SIGTERM"),
 )
 _STATUS = {error: exit.status for exit in EXITS for error in exit.errors}
 

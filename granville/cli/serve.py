@@ -37,6 +37,7 @@ SWITCH_INTERVAL_S = 0.0005
 
 def serve(
     model: str | None = None,
+    /,
     *,
     port: Annotated[int, Parameter(name=("--port", "-p"), help="HTTP status on 127.0.0.1; 0 for any free port.")] = (
         DEFAULT_HTTP_PORT

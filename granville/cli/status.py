@@ -59,9 +59,9 @@ def job_table(reply: Mapping[str, Any]) -> Table:
     table = _facts()
     table.add_row("job", Text(str(reply["id"])))
     table.add_row("state", Text(str(reply["state"])))
-    if reply.get("position") is not None:
+    if reply["position"]:
         table.add_row("position", str(reply["position"]))
-    if reply.get("eta_ms") is not None:
+    if reply["eta_ms"]:
         table.add_row("expected in", _seconds(reply["eta_ms"] / 1000))
     return table
 
@@ -91,24 +91,21 @@ def _daemon_table(reply: Mapping[str, Any]) -> Table:
 
 
 def _model_table(models: list[Mapping[str, Any]]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("model", overflow="fold")
-    for title in ("type", "state", "driver"):
-        table.add_column(title)
-    for title in ("running", "waiting", "tokens/s", "context", "memory", "progress"):
-        table.add_column(title, justify="right")
+    table.add_column("state")
+    for title in ("running", "waiting", "tokens/s", "context", "memory", "last step"):
+        table.add_column(title, justify="right", no_wrap=True)
     for model in models:
         table.add_row(
-            Text(str(model["id"])),
-            str(model["type"]),
+            Text(f"{model['id']}\n").append(f"{model['type']}, {model['driver']}", "dim"),
             str(model["state"]),
-            Text(str(model["driver"])),
             f"{model['running']}/{model['slots']}",
             str(model["waiting"]),
             f"{model['tokens_per_s'] or 0:.1f}",
             str(model["context_size"]),
             _bytes(model["memory_bytes"]),
-            "" if model["stalled_s"] is None else f"{_seconds(model['stalled_s'])} ago",
+            f"{_seconds(model['stalled_s'])} ago" if model["stalled_s"] else "",
         )
     return table
 

@@ -27,9 +27,9 @@ def show(text: str, end: str = "") -> None:
 
 @asynccontextmanager
 async def cancel_on_interrupt() -> AsyncIterator[trio.CancelScope]:
-    """Ctrl-C cancels the body (`cancelled_caught` of the scope says so afterwards) instead of raising between any
-    two lines of it, so that the body can still tell the daemon. A second one raises KeyboardInterrupt."""
-    with trio.open_signal_receiver(signal.SIGINT) as signals:
+    """Ctrl-C or SIGTERM cancels the body (`cancelled_caught` of the scope says so afterwards) instead of raising
+    between any two lines of it, so that it can still tell the daemon. A second one raises KeyboardInterrupt."""
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with Background() as nursery:
             with trio.CancelScope() as scope:
                 nursery.start_soon(_watch, signals, scope)
@@ -37,7 +37,7 @@ async def cancel_on_interrupt() -> AsyncIterator[trio.CancelScope]:
 
 
 async def _watch(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
-    """Started by: `cancel_on_interrupt`. Ends when: the second signal comes. Cancelled by: the end of the body."""
+    """Started by: `cancel_on_interrupt`. Ends when: the second signal comes. Cancelled by: the body's end."""
     await anext(signals)
     scope.cancel()
     await anext(signals)

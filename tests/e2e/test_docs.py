@@ -1,0 +1,80 @@
+"""The code in the documents runs, against a daemon of its own."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from granville.cli.help import COMMANDS
+from tests.e2e.harness import GRANVILLE, PATIENCE_S, Daemon, running
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
+
+
+def run_python(code: str, folder: Path, socket: Path) -> str:
+    """Run a block in a process of its own, its example paths replaced; what it prints."""
+    code = code.replace("/tmp/granville.sock", str(socket)).replace("/tmp/client.sock", str(folder / "client.sock"))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_readmes_plain_client(daemon: Daemon, folder: Path) -> None:
+    code = blocks(ROOT / "README.md", "python")[0]
+    imports = {name.name for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Import) for name in node.names}
+    assert imports == {"msgpack", "os", "socket"}
+    ack, result = map(ast.literal_eval, run_python(code, folder, daemon.socket).splitlines())
+    assert ack == {"id": "1", "status": "accepted"}
+    assert (result["id"], result["tool_id"], result["tool_input_json"]) == ("1", "__chat__", '["Say hello."]')
+
+
+def test_the_readmes_trio_client(daemon: Daemon, folder: Path) -> None:
+    printed = run_python(blocks(ROOT / "README.md", "python")[1], folder, daemon.socket)
+    assert printed.startswith("Say hello.Usage(prompt_tokens=2")
+
+
+def test_the_driver_of_the_drivers_page(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,) = blocks(ROOT / "docs" / "drivers.md", "python")
+    (folder / "my_module.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+    with running(folder, driver="my_module:ShoutDriver") as daemon:
+        assert daemon.answer("make some noise") == "MAKE SOME NOISE"
+        assert daemon.stop() == 0
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_json_examples_are_json(page: Path) -> None:
+    for block in blocks(page, "json"):
+        json.loads(block)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+        assert (page.parent / target).exists(), target
+
+
+def test_flags_in_the_documents_exist() -> None:
+    commands = {command.name for command in COMMANDS}
+    used: dict[str, set[str]] = {}
+    for page in PAGES:
+        for line in re.findall(r"granville ([a-z]+[^\n`]*)", page.read_text()):
+            name, *words = line.split()
+            if name in commands:
+                used.setdefault(name, set()).update(re.findall(r"(?<!\S)--?[a-z][a-z-]*", " ".join(words)))
+    assert {"serve", "submit", "chat", "status", "download", "models"} <= used.keys()
+    for name, flags in used.items():
+        help_page = subprocess.run([GRANVILLE, name, "--help"], capture_output=True, text=True, check=True).stdout
+        for flag in flags - {"--help"}:
+            assert re.search(rf"(?<!\S){flag}\b", help_page), f"granville {name} has no {flag}"
