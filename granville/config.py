@@ -63,7 +63,9 @@ class ServeConfig:
 
     def __post_init__(self) -> None:
         size = len(os.fsencode(self.socket))
-        if not 0 < size <= MAX_SOCKET_PATH_BYTES:
+        if not size:
+            raise StartupError(f"--socket: a path is needed, for example {DEFAULT_SOCKET}")
+        if size > MAX_SOCKET_PATH_BYTES:
             raise StartupError(
                 f"--socket: the path is {size} bytes long and a Unix socket's may have {MAX_SOCKET_PATH_BYTES}; "
                 "choose a shorter one"
@@ -84,6 +86,8 @@ class ServeConfig:
         ):
             if not seconds > 0:
                 raise StartupError(f"{flag}: must be more than 0 seconds, got {seconds:g}")
+        if self.prefill_ms is not None and not self.prefill_ms > 0:
+            raise StartupError(f"--prefill-ms: must be more than 0 milliseconds, got {self.prefill_ms:g}")
         if not self.grace_s >= 0:
             raise StartupError(f"--grace: must not be negative, got {self.grace_s:g}")
         if not 0 <= self.http_port <= 65535:

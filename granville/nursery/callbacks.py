@@ -28,7 +28,10 @@ log = logging.getLogger(__name__)
 
 FIRST_BACKOFF_S = 0.05
 MAX_BACKOFF_S = 5.0
-RETRIED = frozenset({errno.ECONNREFUSED, errno.ENOENT, errno.ENOTCONN, errno.EAGAIN})
+RETRIED = frozenset(
+    {errno.ECONNREFUSED, errno.ENOENT, errno.ENOTCONN, errno.EAGAIN}
+    | {errno.EMFILE, errno.ENFILE}  # it is we who are short of open files
+)
 
 
 class Route(Protocol):
@@ -265,7 +268,8 @@ class CallbackRoute:
 
 
 def _retryable(problem: BaseException) -> bool:
-    """Nobody listens yet, or the listener's backlog is full: a Unix connect then succeeds and the write fails."""
+    """Nobody listens yet, or the listener's backlog is full: a Unix connect then succeeds and the write fails. Or
+    there is no open file left for a connection."""
     if isinstance(problem, trio.BrokenResourceError) and problem.__cause__ is not None:
         problem = problem.__cause__
     return isinstance(problem, OSError) and problem.errno in RETRIED

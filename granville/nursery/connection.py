@@ -131,8 +131,7 @@ class Connection:
             await self._read()
         except (FramingLost, TooLarge) as error:
             lost = error
-            self._desk.counters.rejected += 1
-            self.push(encode(error_reply(None, error)))
+            self._refuse(None, error)
         # Whichever comes first: the last answer, or the client's end.
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._wait_until_hung_up, nursery.cancel_scope, lost is None)
@@ -214,26 +213,34 @@ class Connection:
 
     def _handle(self, value: object, size: int) -> None:
         """One message, answered at once or made a job."""
-        rid = None
         try:
             message, unknown = parse_message(value)
-            self._desk.counters.unknown_fields += unknown
-            if isinstance(message, Control):
-                rid = message.rid
-                reply = control(self._desk, message)
-                if rid is not None:
-                    reply["rid"] = rid
-                self.push(encode(reply))
-            else:
-                self._accept(message, size)
         except BadRequest as error:
-            self._desk.counters.rejected += 1
-            self.push(encode(error_reply(error.id or _id_of(value), error, rid)))
+            self._refuse(error.id, error)
+            return
+        self._desk.counters.unknown_fields += unknown
+        if isinstance(message, Control):
+            self._answer(message)
+            return
+        try:
+            self._accept(message, size)
         except GranvilleError as error:
-            self.push(encode(error_reply(_id_of(value), error, rid)))
+            self._refuse(message.id, error)
         except Exception:
             log.exception("a request failed")
-            self.push(encode(error_reply(_id_of(value), Internal("the daemon failed on this request"), rid)))
+            self._refuse(message.id, Internal("the daemon failed on this request"))
+
+    def _refuse(self, id: str | None, error: GranvilleError) -> None:
+        self._desk.counters.rejected += 1
+        self.push(encode(error_reply(id, error)))
+
+    def _answer(self, message: Control) -> None:
+        try:
+            reply = control(self._desk, message)
+        except GranvilleError as error:
+            self.push(encode(error_reply(message.id, error, message.rid)))
+            return
+        self.push(encode(reply if message.rid is None else {**reply, "rid": message.rid}))
 
     def _accept(self, request: Request, size: int) -> None:
         route: Route
@@ -337,8 +344,3 @@ def control(desk: Desk, message: Control) -> dict[str, Any]:
     if message.op == "ping":
         return {"ok": True, "version": __version__}
     return desk.status() if message.id is None else desk.job_status(message.id)
-
-
-def _id_of(value: object) -> str | None:
-    id = value.get("id") if isinstance(value, dict) else None
-    return id if isinstance(id, str) else None

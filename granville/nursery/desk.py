@@ -59,21 +59,21 @@ class Desk:
         self.counters = Counters()
         self.models: list[Inference] = []
         self.stop_requested = trio.Event()
+        self.all_ended = trio.Event()
+        """Set once the daemon is closed for new work and every job has its terminal message."""
         self.drained = trio.Event()
-        """Set once the daemon is closed for new work and the last job has been delivered."""
+        """Set once, after that, the last of them has been delivered."""
         self.grace = trio.CancelScope()
-        """How long the kernel waits for `drained`; `stop` sets its deadline."""
+        """How long the kernel waits for `all_ended`; `stop` sets its deadline."""
+        self._undecided = 0
         self._started_at = trio.current_time()
 
     def accept(self, request: Request, size: int, client: ClientKey, delivery: Delivery) -> Job:
         """Make a new request of `size` bytes a job; the caller sends the ACK and then lets the channel dispatch.
         Raises the GranvilleError that the client is to be told."""
-        try:
-            job = self.channel.put(request, size, client, delivery)
-        except GranvilleError:
-            self.counters.rejected += 1
-            raise
+        job = self.channel.put(request, size, client, delivery)
         self.counters.accepted += 1
+        self._undecided += 1
         return job
 
     def token(self, job: Job, text: str) -> None:
@@ -89,6 +89,7 @@ class Desk:
         was_running = job.state == "running"
         if not job.decide(outcome):
             return
+        self._undecided -= 1
         if isinstance(outcome, Result):
             self.counters.finished += 1
             usage = outcome.usage
@@ -104,12 +105,12 @@ class Desk:
         if next_turn is not None:
             self.channel.release(next_turn)
             self.channel.dispatch()
+        self._note_progress()
 
     def forget(self, job: Job) -> None:
         """A job's terminal message has reached its reader, or never will."""
         self.admission.forget(job)
-        if self.admission.closed and not len(self.admission):
-            self.drained.set()
+        self._note_progress()
 
     def abandon(self, job: Job) -> None:
         """The client that was to read the answer on its own connection went away."""
@@ -138,8 +139,7 @@ class Desk:
             self.channel.pause()
             for job in self.backlog.waiting():
                 self.end(job, ShuttingDown("the daemon is shutting down; this job had not started"))
-        if not len(self.admission):
-            self.drained.set()
+        self._note_progress()
 
     def stop(self) -> None:
         """End the daemon: what runs may go on for `grace_s`, what waits ends now."""
@@ -216,6 +216,14 @@ class Desk:
             "tokens_per_s": round(entry.tokens_per_s(now), 1),
             "stalled_s": round(model.stalled_s(), 3),
         }
+
+    def _note_progress(self) -> None:
+        if not self.admission.closed:
+            return
+        if not self._undecided:
+            self.all_ended.set()
+        if not len(self.admission):
+            self.drained.set()
 
     def _count(self, error: GranvilleError) -> None:
         if isinstance(error, Cancelled):

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from granville.errors import WIRE_ERRORS, DriverFailed, GranvilleError
-from granville.hosting.interface import DriverError, Failed, Finished, Generate, Message, Model, Parked, Sampling, Token
+from granville.errors import WIRE_ERRORS, DriverFailed, GranvilleError, Internal
+from granville.hosting.interface import DriverError, Failed, Finished, Generate, Message, Model, Sampling, Token
 from granville.nursery.stepper import Released, StepEvent, Stepper
 from granville.scheduling.job import Job
 from granville.scheduling.roster import ModelEntry
@@ -123,30 +123,38 @@ class Inference:
             self._desk.end(job, DriverFailed(f"the driver failed while this job was running: {error}"))
 
     def _on_events(self, events: list[StepEvent]) -> None:
-        freed = False
         tokens = 0
         for event in events:
-            job = self._jobs.get(event.id)
+            try:
+                self._on_event(event)
+            except Exception:
+                log.exception("an event failed model=%s", self.entry.id)
+                job = self._jobs.pop(event.id, None)
+                if job is not None:
+                    self._desk.end(job, Internal("the daemon failed on this job's answer"))
             if isinstance(event, Token):
                 tokens += len(event.token_ids)
-                if job is not None:
-                    self._desk.token(job, event.text)
-                continue
-            self._jobs.pop(event.id, None)
-            self.entry.running.discard(event.id)
-            freed = True
-            if job is None:
-                continue
-            if isinstance(event, Finished):
-                self._desk.end(job, to_result(job, self.entry, event))
-            elif isinstance(event, Failed):
-                self._desk.end(job, to_error(event))
-            else:
-                assert not isinstance(event, Parked | Released), "nobody asked for this"
         if tokens:
             self.entry.produced(tokens, trio.current_time())
-        if freed:
+        if self.entry.free:
             self._desk.channel.dispatch()
+
+    def _on_event(self, event: StepEvent) -> None:
+        if isinstance(event, Token):
+            job = self._jobs.get(event.id)
+            if job is not None:
+                self._desk.token(job, event.text)
+            return
+        self.entry.running.discard(event.id)
+        job = self._jobs.pop(event.id, None)
+        if job is None or isinstance(event, Released):
+            return
+        if isinstance(event, Finished):
+            self._desk.end(job, to_result(job, self.entry, event))
+        elif isinstance(event, Failed):
+            self._desk.end(job, to_error(event))
+        else:
+            self._desk.end(job, DriverFailed("the driver parked a job that nobody asked it to park"))
 
 
 def first(group: BaseExceptionGroup[DriverError]) -> DriverError:

@@ -115,7 +115,7 @@ async def _started(nursery: trio.Nursery, inference: Inference) -> None:
 async def _drain(desk: Desk) -> None:
     """Wait until every accepted job has had its terminal message delivered; after the grace, end what still runs."""
     with desk.grace:
-        await desk.drained.wait()
+        await desk.all_ended.wait()
     for job in desk.admission.jobs():
         desk.end(job, ShuttingDown("the daemon is shutting down; the grace for running jobs has passed"))
     with trio.move_on_after(FLUSH_S):

@@ -91,7 +91,7 @@ class ThreadStepper:
         self._prefill_ms = prefill_ms
         self._commands: SimpleQueue[list[Command | None]] = SimpleQueue()
         self._unsent: list[Command | None] = []
-        self._token: trio.lowlevel.TrioToken | None = None
+        self._fill = trio.Event()
         self._model: Model | None = None
         self._busy = False
         self._progress_at = time.monotonic()
@@ -102,7 +102,7 @@ class ThreadStepper:
     ) -> None:
         """Started by: the model's inference task. Ends when: `close`, or the model is lost. Cancelled by: the
         kernel's end, which leaves a hung driver call behind."""
-        token = self._token = trio.lowlevel.current_trio_token()
+        token = trio.lowlevel.current_trio_token()
         batches: deque[list[StepEvent]] = deque()
 
         def deliver() -> None:
@@ -120,15 +120,19 @@ class ThreadStepper:
             task_status.started(model)
 
         try:
-            await trio.to_thread.run_sync(
-                partial(self._live, post, lambda model: token.run_sync_soon(started, model)),
-                abandon_on_cancel=True,
-                limiter=trio.CapacityLimiter(1),
-            )
+            # Beside the one long call, a task that hands it what it is to do.
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._feed)
+                await trio.to_thread.run_sync(
+                    partial(self._live, post, lambda model: token.run_sync_soon(started, model)),
+                    abandon_on_cancel=True,
+                    limiter=trio.CapacityLimiter(1),
+                )
+                nursery.cancel_scope.cancel()
         finally:
             deliver()
             self.close()
-            self._flush()
+            self._hand_over()
 
     def submit(self, request: Generate) -> None:
         self._command(lambda floor: floor.submit(request))
@@ -145,13 +149,18 @@ class ThreadStepper:
         return time.monotonic() - self._progress_at if self._busy else 0.0
 
     def _command(self, command: Command | None) -> None:
-        """Commands of one tick of the Trio loop go to the thread together: waking it for each would cost more than
-        the commands do."""
         self._unsent.append(command)
-        if len(self._unsent) == 1 and self._token is not None:
-            self._token.run_sync_soon(self._flush)
+        self._fill.set()
 
-    def _flush(self) -> None:
+    async def _feed(self) -> None:
+        """Started by: `run`. Ends when: cancelled. Cancelled by: the end of the thread. Commands of one tick of the
+        Trio loop go to the thread together: waking it for each would cost more than the commands do."""
+        while True:
+            await self._fill.wait()
+            self._fill = trio.Event()
+            self._hand_over()
+
+    def _hand_over(self) -> None:
         commands, self._unsent = self._unsent, []
         self._commands.put(commands)
 

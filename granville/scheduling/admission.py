@@ -23,20 +23,27 @@ class ServiceRate:
     def __init__(self) -> None:
         self._interval_s: float | None = None
         self._last_start: float | None = None
+        self._started_together = 0
         self._refused_since_start = 0
 
     def started(self, now: float, still_waiting: int) -> None:
-        """A job left the queue. An interval counts only when jobs waited all through it."""
-        if self._last_start is not None:
-            interval = now - self._last_start
+        """A job left the queue. An interval counts only when jobs waited all through it; jobs of a batch, which
+        start at the same instant, share the interval up to the next start."""
+        if self._last_start is not None and now > self._last_start:
+            interval = (now - self._last_start) / self._started_together
             known = self._interval_s
             self._interval_s = interval if known is None else known + SMOOTHING * (interval - known)
+        self._started_together = self._started_together + 1 if now == self._last_start else 1
         self._last_start = now if still_waiting else None
         self._refused_since_start = 0
 
+    def was_empty(self) -> None:
+        """Nothing waited just now: the time since the last start says nothing about the rate."""
+        self._last_start = None
+
     @property
     def per_second(self) -> float | None:
-        return 1 / self._interval_s if self._interval_s else None
+        return None if self._interval_s is None else 1 / self._interval_s
 
     def retry_after_ms(self, now: float) -> int:
         """When a place will be free for one more refused request: those refused before it come first."""
@@ -107,6 +114,8 @@ class Admission:
             priority=Priority.of(request.priority),
             delivery=delivery,
         )
+        if not len(self.backlog):
+            self.rate.was_empty()
         self.backlog.add(job, now, held=not self.sessions.arrive(job))
         self._jobs[job.id] = job
         return job

@@ -19,6 +19,7 @@ class _Place:
     level: Priority
     """The class that the job is ordered in: its own, or a higher one by ageing."""
     since: float
+    """When it came into this class."""
     held: bool
 
 
@@ -26,7 +27,8 @@ class Backlog:
     """Adding, taking, removing and asking for a position cost O(log n) for n waiting jobs.
 
     Jobs of a higher class go first. A job that has waited `age_after_s` in a class is ordered in the one above, and
-    so on up to critical, where the fair order and its early deadline bring it to its turn.
+    so on up to critical, where the fair order and its early deadline bring it to its turn. `take` moves the jobs whose
+    time has come, at most three times in a job's life, however long nobody took anything.
     """
 
     def __init__(self, limit: int, age_after_s: float) -> None:
@@ -72,6 +74,7 @@ class Backlog:
             job = queue.head(wanted)
             if job is not None:
                 queue.take(job)
+                job.charged_in = level
                 self._forget(job, level)
                 return job
         return None
@@ -84,8 +87,10 @@ class Backlog:
         self._forget(job, place.level)
 
     def settle(self, job: Job, actual_cost: float) -> None:
-        """Charge a finished job's client what the job really took, in the class that it was given."""
-        self._queues[job.priority].settle(job.client, actual_cost - job.cost)
+        """Charge the client of a job that was taken what the job really took, where it was charged the estimate."""
+        if job.charged_in is None:
+            raise ValueError("only a job that was taken has been charged")
+        self._queues[job.charged_in].settle(job.client, actual_cost - job.cost)
 
     def position(self, job: Job) -> int:
         """How many jobs stand before this one, in higher classes or longer in its own."""
@@ -116,14 +121,15 @@ class Backlog:
         del self._order[level][place.since, job.arrival]
 
     def _age(self, now: float) -> None:
-        for level in (Priority.HIGH, Priority.NORMAL, Priority.LOW):
+        """From the lowest class up, so that a job which has waited long enough for two classes rises by two."""
+        for level in (Priority.LOW, Priority.NORMAL, Priority.HIGH):
             order = self._order[level]
-            while order and order.peekitem(0)[0][0] <= now - self.age_after_s:
-                (_, arrival), job = order.popitem(0)
+            while order and order.peekitem(0)[0][0] + self.age_after_s <= now:
+                (since, arrival), job = order.popitem(0)
                 place = self._places[job]
                 if not place.held:
                     self._queues[level].discard(job)
-                place.level, place.since = level.raised(), now
-                self._order[place.level][now, arrival] = job
+                place.level, place.since = level.raised(), since + self.age_after_s
+                self._order[place.level][place.since, arrival] = job
                 if not place.held:
                     self._queues[place.level].add(job)

@@ -40,6 +40,9 @@ class Job:
     state: State = "waiting"
     model_id: str | None = None
     started_at: float | None = None
+    charged_in: Priority | None = None
+    """The class that it was taken from the backlog in, where its client was charged for it: after ageing a higher one
+    than its own."""
     first_token_at: float | None = None
     text: list[str] = field(default_factory=list)
     outcome: Result | ErrorReply | None = None

@@ -102,7 +102,8 @@ class Roster:
         if all(entry.state == "stopped" for entry in able):
             raise NoModel("the model has been stopped")
         for field_name, feature in _needs(request):
-            if not any(feature in entry.features for entry in able):
+            able = [entry for entry in able if feature in entry.features]
+            if not able:
                 raise Unsupported(f"{field_name}: the model cannot do this")
 
 

@@ -48,6 +48,8 @@ class Plan:
     clients: int = 1
     requests: int = 1
     in_flight: int = 1
+    first: int = 0
+    """The number of the first request."""
 
 
 async def run_load(plan: Plan) -> list[Record]:
@@ -56,7 +58,7 @@ async def run_load(plan: Plan) -> list[Record]:
     Every connection is open before the first request goes out. Raises StartupError when nobody listens, and
     GranvilleError when the daemon closes a connection that still owes answers.
     """
-    numbers = iter(range(plan.requests))
+    numbers = iter(range(plan.first, plan.first + plan.requests))
     records: list[Record] = []
     connections = [await _connect(plan.socket) for _ in range(min(plan.clients, plan.requests))]
     # One task a connection, all in step: the nursery is their common life and ends with the last of them.
@@ -101,9 +103,7 @@ async def _client(
             data = await connection.recv(RECEIVE_BYTES)
             now = time.monotonic()
             if not data:
-                raise GranvilleError(
-                    f"the daemon closed a connection with {len(waiting)} answers outstanding"
-                )
+                raise GranvilleError(f"the daemon closed a connection with {len(waiting)} answers outstanding")
             for value in reader.feed(data):
                 _take(value, waiting, now)
 
@@ -145,14 +145,14 @@ def request_maker(
     priority: Class | None = None,
     model_id: str | None = None,
 ) -> Callable[[int], Request]:
-    """Requests of one kind. `{n}` in the text becomes the number in four digits, so that no two prompts are
+    """Requests of one kind. `{n}` in the text becomes the number in six digits, so that no two prompts are
     the same and all have about as many tokens; `max_tokens` is gone through in turn."""
     run = uuid.uuid4().hex[:8]
 
     def make(number: int) -> Request:
         return Request(
             id=f"load-{run}-{number}",
-            text=text.replace("{n}", f"{number:04d}"),
+            text=text.replace("{n}", f"{number:06d}"),
             max_tokens=max_tokens[number % len(max_tokens)],
             stream=stream,
             temperature=temperature,
@@ -187,6 +187,8 @@ def describe(summary: Summary) -> Iterator[str]:
 app = cyclopts.App(name="python -m granville.testing.load", version_flags=[])
 Positive = Annotated[int, cyclopts.Parameter(validator=cyclopts.validators.Number(gte=1))]
 
+Lengths = Annotated[tuple[int, ...], cyclopts.Parameter(consume_multiple=True, negative=())]
+
 
 @app.default
 def load(
@@ -195,8 +197,9 @@ def load(
     clients: Positive = 8,
     requests: Positive = 32,
     in_flight: Positive = 1,
+    first: int = 0,
     text: str = DEFAULT_TEXT,
-    max_tokens: tuple[int, ...] = (64,),
+    max_tokens: Lengths = (64,),
     stream: bool = True,
     temperature: float = 0.0,
     priority: Class | None = None,
@@ -215,6 +218,8 @@ def load(
         Requests in all.
     in_flight
         Requests a connection has outstanding at a time.
+    first
+        The number of the first request: another one makes other prompts.
     text
         The prompt; `{n}` in it becomes the request's number.
     max_tokens
@@ -238,7 +243,7 @@ def load(
         priority=priority,
         model_id=model,
     )
-    plan = Plan(socket=socket, make=make, clients=clients, requests=requests, in_flight=in_flight)
+    plan = Plan(socket=socket, make=make, clients=clients, requests=requests, in_flight=in_flight, first=first)
     records = trio.run(run_load, plan)
     summary = summarise(records)
     if json:

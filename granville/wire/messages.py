@@ -4,7 +4,7 @@ what a client receives, `encode` for both. The field names are the wire's."""
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
@@ -136,7 +136,12 @@ Reply = Ack | Result | Delta | ErrorReply | ControlReply
 T = TypeVar("T")
 REQUEST_FIELDS = frozenset(Request.__struct_fields__)
 _encoder = msgspec.msgpack.Encoder()
-_PATH = re.compile(r" - at `\$\.?(.*)`$")
+_PATH = re.compile(r" - at (?P<key>`key` in )?`\$\.?(?P<path>.*)`$")
+_EXPECTED = {
+    "priority": "null or one of critical, high, normal, low",
+    "model_type": "one of " + ", ".join(get_args(ModelType)),
+    "op": "models, status, cancel, ping or drain",
+}
 
 
 def encode(message: Request | Control | Ack | Result | Delta | ErrorReply | dict[str, Any]) -> bytes:
@@ -181,8 +186,10 @@ def parse_message(value: object) -> tuple[Request | Control, int]:
         for key, field in value.items():
             if not isinstance(key, str):
                 raise BadRequest(f"a message's keys must be strings, got {_kind(key)}")
+            if not _is_unicode(key):
+                raise BadRequest("a key is not valid UTF-8")
             _check_strings(field, key, 1)
-        if "op" in value:
+        if "op" in value and "text" not in value:
             return _control(value), 0
         return _request(value), len(value.keys() - REQUEST_FIELDS)
     except BadRequest as error:
@@ -236,7 +243,8 @@ def _delta(value: dict[str, Any]) -> Delta:
 
 def _convert(value: dict[str, Any], type: type[T]) -> T:
     try:
-        return msgspec.convert(value, type)
+        # bytes as they are: msgspec would take a string for base64.
+        return msgspec.convert(value, type, builtin_types=(bytes,))
     except msgspec.ValidationError as error:
         raise BadRequest(_explain(str(error), value)) from None
 
@@ -249,11 +257,11 @@ def _explain(text: str, value: dict[str, Any]) -> str:
     match = _PATH.search(text)
     if match is None:
         return text
-    path, sentence = match[1], text[: match.start()]
-    allowed = {"priority": "null or one of critical, high, normal, low", "op": "models, status, cancel, ping or drain"}
-    if sentence.startswith("Invalid enum value") and path in allowed:
-        sentence = f"expected {allowed[path]}, got {str(value[path])[:40]!r}"
-    return f"{path}: {sentence[0].lower()}{sentence[1:]}"
+    path, sentence = match["path"], text[: match.start()]
+    if sentence.startswith("Invalid enum value") and path in _EXPECTED:
+        sentence = f"expected {_EXPECTED[path]}, got {str(value[path])[:40]!r}"
+    of_key = "a key of the map: " if match["key"] else ""
+    return f"{path}: {of_key}{sentence[0].lower()}{sentence[1:]}"
 
 
 def _check_strings(value: object, path: str, depth: int) -> None:
