@@ -1,0 +1,21 @@
+"""granville-llama: GGUF models on llama.cpp, with continuous batching. Importing this costs nothing; llama.cpp is
+loaded with the first model."""
+
+from __future__ import annotations
+
+from granville.hosting.interface import Model, ModelSpec
+
+__all__ = ["LlamaDriver"]
+
+
+class LlamaDriver:
+    """The driver for GGUF files. docs/drivers.md has its options."""
+
+    name = "granville-llama"
+    version = "0.1.0"
+
+    def load(self, spec: ModelSpec) -> Model:
+        """Raises DriverError with a sentence for a person when the file or an option is wrong."""
+        from granville_llama.loading import load
+
+        return load(spec)

@@ -1,0 +1,321 @@
+"""The model: schedule, decode, sample, emit.
+
+A step runs either one piece of prefill or one decode of all streams. While both have work they take turns: streams
+wait for an allowance of prefill, then a token for each of them, and so on. A first token goes out as soon as it is
+known. The two are never in one batch: the backend would split it into the same two parts.
+
+What a job says does not depend on its neighbours. For that every batch is one that the backend computes at once, and
+prompts are read in pieces of two tokens or more: with a single token a sequence (as when decoding) the backend's
+attention adds in another order.
+"""
+
+from __future__ import annotations
+
+import time
+
+from granville.hosting.interface import (
+    Capabilities,
+    DriverError,
+    Event,
+    Failed,
+    Finished,
+    FinishReason,
+    Generate,
+    ModelInfo,
+    Parked,
+    Token,
+)
+from granville_llama.binding import Context, Decoded, Weights
+from granville_llama.sampling import sampler_chain
+from granville_llama.sequence import Sequence
+from granville_llama.template import ChatTemplate, PromptError
+
+TURN_TOKENS = 512
+"""Prefill before streams have their turn when there was no stream at its beginning: prompts that arrive together
+are read together, and their streams then run together."""
+MIN_PIECE_TOKENS = 16
+"""Prefill in smaller pieces costs more than it spares the streams."""
+AVERAGE_WEIGHT = 0.25
+"""Of the newest measurement, in the running averages of step times."""
+
+
+class LlamaModel:
+    """A loaded model. Slots are llama.cpp's sequence ids; streams are kept on the lowest ones, because only
+    neighbouring ids are computed together."""
+
+    capabilities = Capabilities(park=True)
+
+    def __init__(
+        self, weights: Weights, context: Context, template: ChatTemplate | None, info: ModelInfo, *, slots: int,
+        batch_tokens: int,
+    ) -> None:  # fmt: skip
+        self.info = info
+        self.slots = slots
+        self._weights = weights
+        self._context = context
+        self._template = template
+        self._batch_tokens = batch_tokens
+        self._on_slots: list[Sequence | None] = [None] * slots
+        self._jobs: dict[str, Sequence] = {}
+        self._events: list[Event] = []
+        self._arrivals = 0
+        self._piece_tokens = batch_tokens
+        self._allowance: int | None = None
+        """Tokens of prefill until the streams' turn, None when it was just theirs."""
+        self._decode_s = 0.0
+        self._prefill_token_s = 0.0
+
+    def submit(self, request: Generate) -> None:
+        if request.id in self._jobs:
+            raise DriverError(f"a job with the id {request.id} is here already")
+        slot = self._free_slot()
+        try:
+            tokens = self._prompt(request)
+        except PromptError as error:
+            self._events.append(Failed(request.id, error.error, str(error)))
+            return
+        sampler = sampler_chain(request.sampling, self._weights.vocabulary_size, tokens)
+        self._arrivals += 1
+        sequence = Sequence(request, tokens, sampler, self._arrivals)
+        self._jobs[request.id] = sequence
+        self._seat(sequence, slot)
+
+    def step(self, prefill_ms: float | None) -> list[Event]:
+        self._context.rearm()
+        running = [sequence for sequence in self._on_slots if sequence]
+        streams = [sequence for sequence in running if sequence.decoding]
+        waiting = sorted((s for s in running if not s.decoding), key=lambda sequence: sequence.rank)
+        if not waiting:
+            if streams:
+                self._decode()
+            return self._take_events()
+        urgent = waiting[0].request.urgency == 0 and all(s.request.urgency > 0 for s in streams)
+        throttled = bool(streams) and not urgent
+        if self._allowance is None:
+            self._allowance = self._throttle(prefill_ms) if throttled else TURN_TOKENS
+        if throttled and self._allowance < MIN_PIECE_TOKENS:
+            self._decode()
+        else:
+            self._prefill(waiting, min(self._piece_tokens, self._allowance) if throttled else self._piece_tokens)
+        return self._take_events()
+
+    def cancel(self, id: str) -> None:
+        sequence = self._jobs.get(id)
+        if sequence:
+            self._leave(sequence)
+        self._events = [event for event in self._events if event.id != id]
+
+    def park(self, id: str) -> None:
+        sequence = self._jobs.get(id)
+        if sequence is None or sequence.slot < 0:
+            return
+        if sequence.cached:
+            sequence.state = self._context.save(sequence.slot)
+        self._unseat(sequence)
+        self._events.append(Parked(id))
+
+    def resume(self, id: str) -> None:
+        sequence = self._jobs.get(id)
+        if sequence is None or sequence.slot >= 0:
+            raise DriverError(f"no job with the id {id} is parked")
+        self._seat(sequence, self._free_slot())
+
+    def interrupt(self) -> None:
+        self._context.interrupt()
+
+    def close(self) -> None:
+        for sequence in self._jobs.values():
+            sequence.sampler.close()
+        self._jobs.clear()
+        self._on_slots.clear()
+        self._context.close()
+        self._weights.close()
+
+    # schedule
+
+    def _throttle(self, prefill_ms: float | None) -> int:
+        """Tokens to prefill while streams wait: `prefill_ms` worth, by default as long as two decodes."""
+        seconds = 2 * self._decode_s if prefill_ms is None else prefill_ms / 1000
+        return (
+            max(MIN_PIECE_TOKENS, int(seconds / self._prefill_token_s)) if self._prefill_token_s else MIN_PIECE_TOKENS
+        )
+
+    def _prefill(self, waiting: list[Sequence], most_tokens: int) -> None:
+        """Read a piece of the first prompt in `waiting`, and as long a piece of every other that fits beside it."""
+        count = _piece(waiting[0].unread, most_tokens)
+        parts = [(waiting[0], count)]
+        for sequence in waiting[1:]:
+            fits = sequence.unread == count or (count > 1 and sequence.unread > count + 1)
+            if fits and (len(parts) + 1) * count <= most_tokens:
+                parts.append((sequence, count))
+        tokens = len(parts) * count
+        seconds = self._run(parts)
+        if seconds is None:
+            # Interrupted, perhaps again and again: a smaller piece has a better chance to come to its end.
+            self._piece_tokens = max(MIN_PIECE_TOKENS, self._piece_tokens // 2)
+            return
+        self._piece_tokens = min(self._batch_tokens, self._piece_tokens * 2)
+        self._prefill_token_s = _average(self._prefill_token_s, seconds / tokens)
+        self._allowance = (self._allowance or 0) - tokens
+
+    def _decode(self) -> None:
+        """The next token of every stream."""
+        self._allowance = None
+        self._close_ranks()
+        seconds = self._run([(sequence, 1) for sequence in self._on_slots if sequence and sequence.decoding])
+        if seconds is not None:
+            self._decode_s = _average(self._decode_s, seconds)
+
+    def _close_ranks(self) -> None:
+        """Put the streams on the lowest slots. Only here, not when a job leaves: the next one may take its place."""
+        streams = [sequence for sequence in self._on_slots if sequence and sequence.decoding]
+        places = [
+            slot for slot, sequence in enumerate(self._on_slots[: len(streams)])
+            if sequence is None or not sequence.decoding
+        ]  # fmt: skip
+        for slot in places:
+            mover, other = streams.pop(), self._on_slots[slot]
+            old_slot = mover.slot
+            for sequence in (mover, other):
+                if sequence:
+                    if sequence.cached:
+                        sequence.state = self._context.save(sequence.slot)
+                    self._unseat(sequence)
+            self._seat(mover, slot)
+            if other:
+                self._seat(other, old_slot)
+
+    # decode
+
+    def _run(self, parts: list[tuple[Sequence, int]]) -> float | None:
+        """Decode the next `count` tokens of each sequence in one batch, and sample for those that are then read to
+        the end. The seconds it took, None when it did not come to its end."""
+        context = self._context
+        parts.sort(key=lambda part: part[0].slot)
+        outputs: list[tuple[Sequence, int]] = []
+        for sequence, count in parts:
+            end = sequence.cached + count
+            is_last = end == len(sequence.tokens)
+            index = context.add(sequence.tokens[sequence.cached : end], sequence.cached, sequence.slot, is_last)
+            if is_last:
+                outputs.append((sequence, index))
+        start = time.perf_counter()
+        code = context.decode()
+        if code is not Decoded.OK:
+            self._recover(code, parts)
+            return None
+        seconds = time.perf_counter() - start
+        for sequence, count in parts:
+            sequence.cached += count
+        # All are sampled before any leaves: the logits belong to the batch.
+        sampled = [(sequence, sequence.sampler.sample(context, index)) for sequence, index in outputs]
+        for sequence, token in sampled:
+            self._emit(sequence, token)
+        return seconds
+
+    def _recover(self, code: Decoded, parts: list[tuple[Sequence, int]]) -> None:
+        """After a batch that was not decoded: whatever of it is in the KV cache without its token sampled goes."""
+        if code is Decoded.FAILED:
+            raise DriverError("llama.cpp failed to decode a batch; the model has to be loaded again")
+        for sequence, _ in parts:
+            sequence.cached = self._context.trim(sequence.slot, sequence.cached)
+        if code is Decoded.ABORTED:
+            return
+        if len(parts) > 1:  # one at a time, so that only the one at fault fails
+            for part in parts:
+                self._run([part])
+            return
+        ((sequence, _),) = parts
+        reason = "no room in its KV cache" if code is Decoded.NO_KV_SLOT else "an invalid batch"
+        self._leave(sequence)
+        self._events.append(Failed(sequence.request.id, "driver_failed", f"llama.cpp could not go on: {reason}"))
+
+    # emit
+
+    def _emit(self, sequence: Sequence, token: int) -> None:
+        id = sequence.request.id
+        if self._weights.ends_generation(token):
+            text, _ = sequence.text.flush()
+            if text:
+                self._events.append(Token(id, text))
+            self._finish(sequence, "stop")
+            return
+        sequence.tokens.append(token)
+        text, stopped = sequence.text.feed(self._weights.piece(token))
+        full = sequence.generated >= sequence.request.max_tokens or len(sequence.tokens) >= self.info.context_size
+        if full and not stopped:
+            rest, stopped = sequence.text.flush()
+            text += rest
+        self._events.append(Token(id, text, (token,)))
+        if stopped:
+            self._finish(sequence, "stop")
+        elif full:
+            self._finish(sequence, "length")
+
+    def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
+        self._leave(sequence)
+        self._events.append(Finished(sequence.request.id, reason, sequence.usage))
+
+    def _take_events(self) -> list[Event]:
+        events, self._events = self._events, []
+        return events
+
+    # slots
+
+    def _free_slot(self) -> int:
+        try:
+            return self._on_slots.index(None)
+        except ValueError:
+            raise DriverError(f"all {self.slots} slots are taken") from None
+
+    def _seat(self, sequence: Sequence, slot: int) -> None:
+        """Onto an empty slot, with the saved state if there is one; one that cannot be restored is computed anew."""
+        self._on_slots[slot] = sequence
+        sequence.slot = slot
+        if sequence.state is None or not self._context.restore(slot, sequence.state):
+            sequence.cached = 0
+        sequence.state = None
+
+    def _unseat(self, sequence: Sequence) -> None:
+        self._context.trim(sequence.slot, 0)
+        self._on_slots[sequence.slot] = None
+        sequence.slot = -1
+
+    def _leave(self, sequence: Sequence) -> None:
+        if sequence.slot >= 0:
+            self._unseat(sequence)
+        del self._jobs[sequence.request.id]
+        sequence.sampler.close()
+
+    def _prompt(self, request: Generate) -> list[int]:
+        """The prompt's tokens, at least one. Raises PromptError."""
+        if request.max_tokens < 1:
+            raise PromptError("bad_request", f"max_tokens: must be at least 1, got {request.max_tokens}")
+        if self._template:
+            tokens = self._template.tokens(request.messages)
+        elif len(request.messages) == 1:
+            tokens = self._weights.tokenize(request.messages[0].content, control=False, bos=True)
+        else:
+            raise PromptError(
+                "unsupported", "the model has no chat template: give one turn of text, which it completes as it is"
+            )
+        if not tokens:
+            # Nothing was given and the vocabulary adds nothing: generation has to start from some token.
+            tokens = [max(0, self._weights.bos)]
+        limit = self.info.context_size
+        if len(tokens) >= limit:
+            raise PromptError(
+                "prompt_too_long",
+                f"the prompt has {len(tokens)} tokens and the context {limit}; an answer needs room for one more",
+            )
+        return tokens
+
+
+def _piece(unread: int, most_tokens: int) -> int:
+    """How many of a prompt's unread tokens go into a piece: no single one, and no single one left, if it has more."""
+    count = min(unread, most_tokens)
+    return count - 1 if unread - count == 1 and count > 2 else count
+
+
+def _average(old: float, new: float) -> float:
+    return new if old == 0 else old + AVERAGE_WEIGHT * (new - old)

@@ -1,0 +1,96 @@
+"""One job's tokens and text: what is in the KV cache, what was generated, what of it may be shown yet."""
+
+from __future__ import annotations
+
+import codecs
+from dataclasses import dataclass, field
+
+from granville.hosting.interface import Generate, Usage
+from granville_llama.binding import SamplerChain, State
+
+
+class TextStream:
+    """Bytes of tokens to text that is final. A character may straddle tokens, and so may a stop string: whatever
+    could still become either is held back."""
+
+    def __init__(self, stop: tuple[str, ...]) -> None:
+        self._stop = tuple(text for text in stop if text)
+        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+        self._held = ""
+
+    def feed(self, piece: bytes) -> tuple[str, bool]:
+        """The text that has become final, and whether a stop string has ended it."""
+        text = self._decode(piece)
+        return self._release(text) if self._stop else (text, False)
+
+    def flush(self) -> tuple[str, bool]:
+        """The rest, at the end. Bytes that never became a character show as U+FFFD."""
+        text, stopped = self._release(self._decode(b"", True))
+        rest, self._held = self._held, ""
+        return text + ("" if stopped else rest), stopped
+
+    def _release(self, text: str) -> tuple[str, bool]:
+        text = self._held + text
+        found = [(start + len(stop), start) for stop in self._stop if (start := text.find(stop)) >= 0]
+        if found:  # the one that is complete first, so that it does not matter how the text was cut into tokens
+            self._held = ""
+            return text[: min(found)[1]], True
+        keep = max((_overlap(text, stop) for stop in self._stop), default=0)
+        cut = len(text) - keep
+        self._held = text[cut:]
+        return text[:cut], False
+
+
+@dataclass(eq=False, slots=True)
+class Sequence:
+    """A job on a slot, or parked. `tokens` are prompt and answer; the first `cached` of them are in the KV cache.
+
+    The rest is what the model has to read before it can say the next token: one token while decoding, more while
+    prefilling. So a sequence whose cache is lost goes on after another prefill, and gives the same tokens.
+    """
+
+    request: Generate
+    tokens: list[int]
+    sampler: SamplerChain
+    arrival: int
+    prompt_size: int = field(init=False)
+    text: TextStream = field(init=False)
+    slot: int = -1
+    cached: int = 0
+    state: State | None = None
+    """The saved KV cache while parked."""
+
+    def __post_init__(self) -> None:
+        self.prompt_size = len(self.tokens)
+        self.text = TextStream(self.request.stop)
+
+    @property
+    def decoding(self) -> bool:
+        """Streaming: one token to read, which was generated."""
+        return len(self.tokens) > self.prompt_size and self.unread == 1
+
+    @property
+    def unread(self) -> int:
+        """Tokens that are not in the KV cache."""
+        return len(self.tokens) - self.cached
+
+    @property
+    def generated(self) -> int:
+        return len(self.tokens) - self.prompt_size
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """Who prefills first."""
+        return (self.request.urgency, self.arrival)
+
+    @property
+    def usage(self) -> Usage:
+        return Usage(prompt_tokens=self.prompt_size, completion_tokens=self.generated)
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that begins `stop` without being the whole of it."""
+    for size in range(min(len(text), len(stop) - 1), 0, -1):
+        if text.endswith(stop[:size]):
+            return size
+    return 0
