@@ -44,9 +44,7 @@ class Answer:
     def result(self) -> Result:
         """The result of an answer that has ended. Raises the error that it ended with instead."""
         if self._end is None:
-            raise RuntimeError(
-                f"the answer to {self.id} has not ended; iterate it to its end or await finish()"
-            )
+            raise RuntimeError(f"the answer to {self.id} has not ended; iterate it to its end or await finish()")
         if isinstance(self._end, GranvilleError):
             raise self._end
         return self._end
@@ -103,9 +101,7 @@ class Answer:
 
     def _add(self, delta: str | bytes) -> None:
         if isinstance(delta, bytes):
-            self.fail(
-                Unsupported("the answer streams bytes, and this client reads text; ask without `stream`")
-            )
+            self.fail(Unsupported("the answer streams bytes, and this client reads text; ask without `stream`"))
             return
         self._unread_chars += len(delta)
         if self._unread_chars > MAX_UNREAD_CHARS:

@@ -183,6 +183,7 @@ class Connection:
             while self.congested:
                 self._drained = trio.Event()
                 await self._drained.wait()
+                part_since = trio.current_time()  # while we did not read, the client could not finish its message
 
     async def _write(self) -> None:
         """Started by: `run`. Ends when: reading has ended and everything is sent. Cancelled by: a client that takes

@@ -61,7 +61,7 @@ class Sessions:
             return None
         session = self._live[id]
         had_floor = session.turns[0] is job
-        if had_floor and answer is not None:
+        if answer is not None:
             session.history = (*self.conversation(job), ChatMessage("assistant", answer))
         session.turns.remove(job)
         if session.turns:
