@@ -18,7 +18,7 @@ class GranvilleError(Exception):
 
 
 class BadRequest(GranvilleError):
-    """A field is missing or wrong. `id` is the request's, when one could be read."""
+    """A field is missing or wrong. `id` and `rid` are the message's, when they could be read."""
 
     error = "bad_request"
     code = 400
@@ -26,6 +26,7 @@ class BadRequest(GranvilleError):
     def __init__(self, message: str, *, id: str | None = None) -> None:
         super().__init__(message)
         self.id = id
+        self.rid: str | int | None = None
 
 
 class FramingLost(BadRequest):

@@ -217,7 +217,7 @@ class Connection:
         try:
             message, unknown = parse_message(value)
         except BadRequest as error:
-            self._refuse(error.id, error)
+            self._refuse(error.id, error, error.rid)
             return
         self._desk.counters.unknown_fields += unknown
         if isinstance(message, Control):
@@ -231,9 +231,9 @@ class Connection:
             log.exception("a request failed")
             self._refuse(message.id, Internal("the daemon failed on this request"))
 
-    def _refuse(self, id: str | None, error: GranvilleError) -> None:
+    def _refuse(self, id: str | None, error: GranvilleError, rid: str | int | None = None) -> None:
         self._desk.counters.rejected += 1
-        self.push(encode(error_reply(id, error)))
+        self.push(encode(error_reply(id, error, rid)))
 
     def _answer(self, message: Control) -> None:
         try:

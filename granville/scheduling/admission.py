@@ -92,8 +92,10 @@ class Admission:
         return job
 
     def admit(self, request: Request, size: int, client: ClientKey, delivery: Delivery, now: float) -> Job:
-        """Queue a new request of `size` bytes. Raises ShuttingDown, UnknownModel, NoModel, Unsupported or QueueFull;
-        after any of these nothing has changed."""
+        """Queue a new request of `size` bytes. Raises Conflict, ShuttingDown, UnknownModel, NoModel, Unsupported or
+        QueueFull; after any of these nothing has changed."""
+        if request.id in self._jobs:
+            raise Conflict(f"id: {request.id!r} is live already")
         if self.closed:
             raise ShuttingDown("the daemon is shutting down; send this again when it is back")
         self.roster.check(request)

@@ -176,11 +176,11 @@ def _work(request: Request) -> Request:
 def parse_message(value: object) -> tuple[Request | Control, int]:
     """A received MessagePack value as a request or a control operation, with the number of unknown fields in it.
 
-    Raises BadRequest, which names the field and carries the request's id where one could be read.
+    Raises BadRequest, which names the field and carries the message's `id` and `rid` where they could be read.
     """
     if not isinstance(value, dict):
         raise BadRequest(f"a message must be a map, got {_kind(value)}")
-    id = value.get("id")
+    id, rid = value.get("id"), value.get("rid")
     readable_id = id if isinstance(id, str) and 1 <= len(id) <= MAX_ID_CHARS and _is_unicode(id) else None
     try:
         for key, field in value.items():
@@ -194,6 +194,8 @@ def parse_message(value: object) -> tuple[Request | Control, int]:
         return _request(value), len(value.keys() - REQUEST_FIELDS)
     except BadRequest as error:
         error.id = readable_id
+        if type(rid) is int or (isinstance(rid, str) and _is_unicode(rid)):
+            error.rid = rid
         raise
 
 

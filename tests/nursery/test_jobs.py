@@ -249,3 +249,12 @@ async def test_clients_share_fairly() -> None:
         await modest.send(request("m", "a", client="modest"))
         assert (await modest.terminal())["id"] == "m"
         assert trio.current_time() - began < 3.1
+
+
+async def test_a_wrong_control_operation_is_answered_under_its_rid() -> None:
+    async with running_kernel() as k:
+        client = k.connect()
+        reply = await client.ask({"op": "levitate", "rid": "r1"})
+        assert (reply["code"], reply["rid"]) == (400, "r1")
+        reply = await client.ask({"op": "cancel", "rid": 2})
+        assert (reply["code"], reply["rid"]) == (400, 2)
