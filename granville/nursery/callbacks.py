@@ -35,7 +35,9 @@ RETRIED = frozenset(
 
 
 class Route(Protocol):
-    """The way of one job's messages. Only `flush` waits."""
+    """The way of one job's messages. Only `flush` waits, and need not be called where `finish` has done it all."""
+
+    delivers_at_once: bool
 
     def delta(self, text: str) -> None: ...
 
@@ -56,7 +58,7 @@ class JobDelivery:
         self.stream = stream
         self.ended = trio.Event()
         self._reply: Result | ErrorReply | None = None
-        self._flushing = trio.CancelScope()
+        self._flushing: trio.CancelScope | None = None
 
     def delta(self, text: str) -> None:
         if self.stream:
@@ -70,7 +72,8 @@ class JobDelivery:
     def redirect(self, route: Route, so_far: str) -> None:
         """The old route being detached, send by another: the answer `so_far` if it is streamed, then what comes."""
         self.route = route
-        self._flushing.cancel()
+        if self._flushing is not None:
+            self._flushing.cancel()
         if self._reply is not None:
             route.finish(self._reply)
         elif self.stream and so_far:
@@ -80,8 +83,9 @@ class JobDelivery:
         route = None
         while route is not self.route:
             route = self.route
-            with trio.CancelScope() as self._flushing:
-                await route.flush()
+            if not route.delivers_at_once:
+                with trio.CancelScope() as self._flushing:
+                    await route.flush()
 
 
 async def deliver(desk: Desk, job: Job, delivery: JobDelivery) -> None:
@@ -167,6 +171,8 @@ class Senders:
 
 class CallbackRoute:
     """One job's messages to its callback."""
+
+    delivers_at_once = False
 
     def __init__(self, senders: Senders, address: Address, id: str, too_slow: Callable[[], None]) -> None:
         self.address = address

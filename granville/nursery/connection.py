@@ -19,6 +19,7 @@ from granville.errors import BadRequest, Cancelled, FramingLost, GranvilleError,
 from granville.nursery.address import parse_callback
 from granville.nursery.callbacks import CallbackRoute, JobDelivery, Route, Senders, deliver
 from granville.nursery.desk import Desk
+from granville.nursery.outbox import Outbox
 from granville.scheduling.job import ClientKey, Job
 from granville.wire.framing import FrameReader
 from granville.wire.messages import (
@@ -36,10 +37,8 @@ from granville.wire.messages import (
 log = logging.getLogger(__name__)
 
 READ_BYTES = 65_536
-WRITE_BYTES = 262_144
 LINGER_S = 2.0
-HIGH_WATER_BYTES = 262_144
-"""With more than this unsent, no further request is read and deltas are held back and merged."""
+"""How long a client may go on sending after its stream became unreadable."""
 
 
 @dataclass(frozen=True)
@@ -84,14 +83,11 @@ class Connection:
         self._desk = desk
         self._senders = senders
         self._config: ServeConfig = desk.config
-        self._out: list[bytes] = []
-        self._unsent_bytes = 0
-        self._filled = trio.Event()
-        self._drained = trio.Event()
+        fd = None if peer.sock is None else peer.sock.fileno()
+        self._outbox = Outbox(stream, fd, desk.cork, self._config.write_stall_s)
         self._routes: dict[Job, _InlineRoute] = {}
         self._all_answered = trio.Event()
         self._reading = trio.CancelScope()
-        self._closing = False
 
     async def run(self) -> None:
         """Started by: the listener. Ends when: the client is gone, or has said all and got its answers. Cancelled
@@ -102,13 +98,13 @@ class Connection:
                 nursery.start_soon(self._write)
                 with self._reading:
                     await self._serve()
-                self._closing = True
-                self._filled.set()
+                self._outbox.close()
         except* (trio.BrokenResourceError, trio.ClosedResourceError):
             log.debug("client went away")
         except* Exception:
             log.exception("a connection failed")
         finally:
+            self._outbox.abandon()
             self._abandon_jobs()
 
     def hang_up(self) -> None:
@@ -116,13 +112,11 @@ class Connection:
         self._reading.cancel()
 
     def push(self, message: bytes) -> None:
-        self._out.append(message)
-        self._unsent_bytes += len(message)
-        self._filled.set()
+        self._outbox.push(message)
 
     @property
     def congested(self) -> bool:
-        return self._unsent_bytes > HIGH_WATER_BYTES
+        return self._outbox.congested
 
     async def _serve(self) -> None:
         """Read to the end, then stay for the answers that are still due."""
@@ -177,40 +171,21 @@ class Connection:
             if not data:
                 reader.close()
                 return
-            for value in reader.feed(data):
-                self._handle(value, reader.last_bytes)
-                part_since = trio.current_time()
-            while self.congested:
-                self._drained = trio.Event()
-                await self._drained.wait()
+            with self._desk.cork:
+                for value in reader.feed(data):
+                    self._handle(value, reader.last_bytes)
+                    part_since = trio.current_time()
+            if self.congested:
+                await self._outbox.room()
                 part_since = trio.current_time()  # while we did not read, the client could not finish its message
 
     async def _write(self) -> None:
-        """Started by: `run`. Ends when: reading has ended and everything is sent. Cancelled by: a client that takes
-        nothing for `write_stall_s`, which counts as gone."""
-        while True:
-            await self._filled.wait()
-            self._filled = trio.Event()
-            while self._out:
-                data = b"".join(self._out)
-                self._out.clear()
-                for start in range(0, len(data), WRITE_BYTES):
-                    part = data[start : start + WRITE_BYTES]
-                    with trio.move_on_after(self._config.write_stall_s) as scope:
-                        await self._stream.send_all(part)
-                    if scope.cancelled_caught:
-                        raise trio.BrokenResourceError(f"the client took nothing for {self._config.write_stall_s} s")
-                    self._unsent_bytes -= len(part)
-                self._flush_held()
-            self._drained.set()
-            if self._closing:
-                return
-
-    def _flush_held(self) -> None:
-        for route in list(self._routes.values()):
-            if self.congested:
-                return
-            route.release()
+        """Started by: `run`. Ends when: reading has ended and everything is sent. Cancelled by: a client that is
+        gone, or takes nothing for `write_stall_s`, which counts as gone."""
+        while await self._outbox.drain():
+            for route in list(self._routes.values()):
+                if not self.congested:
+                    route.release()
 
     def _handle(self, value: object, size: int) -> None:
         """One message, answered at once or made a job."""
@@ -292,7 +267,9 @@ TOO_SLOW = Cancelled("the reader is too slow: its unread answer grew over the bo
 
 
 class _InlineRoute:
-    """A job's messages on the connection that asked for it."""
+    """A job's messages on the connection that asked for it, whose writer does what `finish` could not."""
+
+    delivers_at_once = True
 
     def __init__(self, connection: Connection, id: str) -> None:
         self._connection = connection
@@ -326,7 +303,7 @@ class _InlineRoute:
         self._connection.unfollow(self.job)
 
     async def flush(self) -> None:
-        """The connection's writer does the rest."""
+        await trio.lowlevel.checkpoint()
 
 
 def _same_callback(one: Route, other: Route) -> bool:

@@ -18,6 +18,7 @@ from granville.config import ServeConfig
 from granville.errors import Cancelled, DeadlineExceeded, GranvilleError, ShuttingDown
 from granville.nursery.channel import Channel
 from granville.nursery.inference import Inference
+from granville.nursery.outbox import Cork
 from granville.scheduling.admission import Admission
 from granville.scheduling.backlog import Backlog
 from granville.scheduling.job import ClientKey, Delivery, Job, estimated_cost
@@ -56,6 +57,7 @@ class Desk:
         self.backlog = Backlog(config.queue_size, config.age_after_s)
         self.admission = Admission(self.backlog, roster, self.sessions, config.timeout_s)
         self.channel = Channel(self.admission)
+        self.cork = Cork()
         self.counters = Counters()
         self.models: list[Inference] = []
         self.stop_requested = trio.Event()

@@ -123,6 +123,10 @@ class Inference:
             self._desk.end(job, DriverFailed(f"the driver failed while this job was running: {error}"))
 
     def _on_events(self, events: list[StepEvent]) -> None:
+        with self._desk.cork:
+            self._take_in(events)
+
+    def _take_in(self, events: list[StepEvent]) -> None:
         tokens = 0
         for event in events:
             try:

@@ -7,6 +7,7 @@ thread (`granville serve FILE -d granville.testing.fake:FakeDriver`) it sleeps.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Literal
@@ -186,6 +187,8 @@ class FakeDriver:
         self.loads += 1
         if plan.load_error is not None:
             raise DriverError(plan.load_error)
+        if self.sleeps:
+            time.sleep(plan.load_s)
         model = FakeModel(spec, plan, self._count_step, sleeps=self.sleeps)
         self.models.append(model)
         return model

@@ -342,6 +342,7 @@ def test_parking_says_so_once_and_strangers_are_ignored(model: LlamaModel) -> No
 def test_a_model_without_a_template_completes_raw(models: Path) -> None:
     path = tiny_gguf.alphabet(models / "raw.gguf", tiny_gguf.follows("abcdefgh", tiny_gguf.EOS), template=None)
     model = load(path)
+    assert not model.capabilities.messages
     answers = run(
         model,
         job("raw", "abc"),

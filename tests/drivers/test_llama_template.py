@@ -134,6 +134,8 @@ def test_what_the_template_refuses_reaches_the_client(models: Path) -> None:
         "{{ messages.append(1) }}",
         "{{ messages[0].content + 1 }}",
         "{{ messages[7].content }}",
+        "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}",
+        "{{ 1 / 0 }}",
     ],
 )
 def test_a_hostile_template_is_stopped(weights: Weights, template: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import trio
 import trio.testing
 
-from granville.nursery import connection
+from granville.nursery import outbox
 from granville.nursery.connection import Connection, Peer
 from granville.testing.kernel import Client, Kernel, request, running_kernel
 
@@ -59,7 +59,7 @@ async def test_deltas_of_a_slow_reader_are_merged() -> None:
 
 async def test_a_reader_too_slow_for_its_stream_loses_the_job() -> None:
     text = " ".join(["x" * 3000] * 300)
-    limit = connection.HIGH_WATER_BYTES
+    limit = outbox.HIGH_WATER_BYTES
     async with running_kernel(decode_s=0.1, context_size=10**6, max_outbox_bytes=limit) as k:
         client, tap = connect(k)
         await client.send(request("a", text, stream=True, max_tokens=1000))
