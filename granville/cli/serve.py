@@ -138,7 +138,7 @@ async def _serve(
         return exits.INTERRUPTED
     plan = _plan(replace(spec, path=path), driver, config, steppers)
     make_app = _make_app if http else None
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+    with trio.open_signal_receiver(*_ending_signals()) as signals:
         # A nursery for the signals beside the daemon that they end.
         async with trio.open_nursery() as nursery:
             desk: list[Desk] = []
@@ -150,6 +150,12 @@ async def _serve(
             await serving.ended.wait()
             nursery.cancel_scope.cancel()
     return 128 + ended_by[0] if ended_by else 0
+
+
+def _ending_signals() -> list[signal.Signals]:
+    """Those that end the daemon, less what its starter wants ignored (as nohup does with SIGHUP)."""
+    ending = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    return [number for number in ending if signal.getsignal(number) is not signal.SIG_IGN]
 
 
 async def _obey(signals: AsyncIterator[int], desk: list[Desk], scope: trio.CancelScope, ended_by: list[int]) -> None:
@@ -166,7 +172,7 @@ async def _obey(signals: AsyncIterator[int], desk: list[Desk], scope: trio.Cance
 async def _obtain(model: str) -> Path | None:
     """The model's file, fetched if it is missing; None when a signal came first."""
     path: Path | None = None
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+    with trio.open_signal_receiver(*_ending_signals()) as signals:
         async with trio.open_nursery() as nursery:  # a fetch that a signal can end
 
             async def give_up() -> None:

@@ -71,7 +71,12 @@ class Peer:
             if at_end_of_file:
                 return
             await trio.sleep_forever()
-        with select.epoll() as watch:
+        try:
+            watch = select.epoll()
+        except OSError as error:  # no open file is left: the first write to a client that has gone will tell
+            log.warning("cannot watch for a hang-up error=%s", error.strerror)
+            await trio.sleep_forever()
+        with watch:
             watch.register(self.sock, 0)  # no event asked for: EPOLLHUP always comes
             await trio.lowlevel.wait_readable(watch.fileno())
 

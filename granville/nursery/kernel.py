@@ -26,7 +26,9 @@ from granville.scheduling.roster import ModelEntry, Roster
 log = logging.getLogger(__name__)
 
 FLUSH_S = 10.0
-"""At the end: how long clients may take to read what is due to them, and models to close."""
+"""At the end: how long clients and callbacks may take to read what is due to them."""
+CLOSE_S = 3.0
+"""How long models may take to close; one that does not is left behind with its thread."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ async def run_kernel(
                     front.cancel_scope.cancel()
                 for inference in desk.models:
                     inference.close()
-                models.cancel_scope.deadline = trio.current_time() + FLUSH_S
+                models.cancel_scope.deadline = trio.current_time() + CLOSE_S
             callbacks.cancel_scope.cancel()
     ended.set()
 
