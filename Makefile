@@ -20,16 +20,19 @@ help: ## Show this list
 setup: $(READY) ## Create .venv and install everything (the first time compiles llama.cpp, about 6 minutes)
 
 $(READY): pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet --upgrade 'pip>=25.1'
-	@echo 'Installing llama-cpp-python; compiling it takes some minutes ...'
-	$(PIP) install --quiet --cache-dir '$(LLAMA_CACHE)' "$$(sed -n 's/^ *"\(llama-cpp-python==[^"]*\)",*$$/\1/p' pyproject.toml)"
-	$(PIP) install --quiet --editable . --group dev
-	# asks pins an anyio that today's Trio cannot run with, and trio-typing's stubs hide Trio's own types:
-	# docs/dependencies.md tells both stories.
-	$(PIP) install --quiet --no-deps asks async-generator
-	rm -rf $(VENV)/lib/python*/site-packages/trio-stubs
-	touch $@
+	@echo 'Making $(VENV)'
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) install --quiet --upgrade 'pip>=25.1'
+	@echo 'Installing llama-cpp-python; the first time it is compiled, which takes about 6 minutes'
+	@$(PIP) install --progress-bar off --cache-dir '$(LLAMA_CACHE)' \
+		"$$(sed -n 's/^ *"\(llama-cpp-python==[^"]*\)",*$$/\1/p' pyproject.toml)"
+	@echo 'Installing Granville and what it is developed with'
+	@$(PIP) install --quiet --editable . --group dev
+	@# asks pins an anyio that today's Trio cannot run with, and trio-typing's stubs hide Trio's own types:
+	@# docs/dependencies.md tells both stories.
+	@$(PIP) install --quiet --no-deps asks async-generator
+	@rm -rf $(VENV)/lib/python*/site-packages/trio-stubs
+	@touch $@
 
 demo: $(READY) ## Fetch the small default model, serve it, and watch requests of all four classes
 	$(BIN)/python -m granville.cli.demo
