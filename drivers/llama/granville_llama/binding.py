@@ -7,12 +7,32 @@ the batch being built) and `SamplerChain`. Nothing here decides anything; every 
 from __future__ import annotations
 
 import ctypes
+import importlib.util
+import sys
 from enum import IntEnum
 from pathlib import Path
-
-import llama_cpp.llama_cpp as c
+from typing import Any
 
 from granville.hosting.interface import DriverError
+
+
+def _bindings() -> Any:
+    """`llama_cpp.llama_cpp`, without the package around it: that imports numpy, a web of helpers and a logger of its
+    own, which cost 22 MB and 0.12 s and are of no use here."""
+    package = sys.modules.get("llama_cpp")
+    if package is None:
+        spec = importlib.util.find_spec("llama_cpp")
+        if spec is None or spec.submodule_search_locations is None:
+            raise DriverError("llama-cpp-python is not installed")
+        sys.modules["llama_cpp"] = importlib.util.module_from_spec(spec)
+    try:
+        return importlib.import_module("llama_cpp.llama_cpp")
+    finally:
+        if package is None:  # whoever wants the whole package later gets it
+            del sys.modules["llama_cpp"]
+
+
+c = _bindings()
 
 KV_TYPES: dict[str, tuple[int, float]] = {
     "f32": (c.GGML_TYPE_F32, 4.0),
@@ -59,12 +79,12 @@ class Weights:
         """Raises DriverError with what llama.cpp found wrong with the file."""
         errors: list[str] = []
 
-        @c.llama_log_callback  # type: ignore[untyped-decorator]  # llama_cpp's ctypes names carry no types
         def keep_errors(level: int, text: bytes, _: object) -> None:
             if level == LOG_LEVEL_ERROR:
                 errors.append(text.decode(errors="replace").strip())
 
-        c.llama_log_set(_stderr_log if verbose else keep_errors, None)
+        error_log = c.llama_log_callback(keep_errors)
+        c.llama_log_set(_stderr_log if verbose else error_log, None)
         try:
             c.llama_backend_init()
             params = c.llama_model_default_params()

@@ -31,8 +31,9 @@ from granville_llama.sequence import Sequence
 from granville_llama.template import ChatTemplate, PromptError
 
 TURN_TOKENS = 512
-"""Prefill before streams have their turn when there was no stream at its beginning: prompts that arrive together
-are read together, and their streams then run together."""
+TURN_TOKENS_A_SLOT = 64
+"""Prefill before streams have their turn when there was no stream at its beginning, the larger of the two: prompts
+that arrive together are read together, and their streams then run together."""
 MIN_PIECE_TOKENS = 16
 """Prefill in smaller pieces costs more than it spares the streams."""
 AVERAGE_WEIGHT = 0.25
@@ -43,14 +44,13 @@ class LlamaModel:
     """A loaded model. Slots are llama.cpp's sequence ids; streams are kept on the lowest ones, because only
     neighbouring ids are computed together."""
 
-    capabilities = Capabilities(park=True)
-
     def __init__(
         self, weights: Weights, context: Context, template: ChatTemplate | None, info: ModelInfo, *, slots: int,
         batch_tokens: int,
     ) -> None:  # fmt: skip
         self.info = info
         self.slots = slots
+        self.capabilities = Capabilities(park=True, messages=template is not None)
         self._weights = weights
         self._context = context
         self._template = template
@@ -59,6 +59,7 @@ class LlamaModel:
         self._jobs: dict[str, Sequence] = {}
         self._events: list[Event] = []
         self._arrivals = 0
+        self._turn_tokens = max(TURN_TOKENS, slots * TURN_TOKENS_A_SLOT)
         self._piece_tokens = batch_tokens
         self._allowance: int | None = None
         """Tokens of prefill until the streams' turn, None when it was just theirs."""
@@ -92,7 +93,7 @@ class LlamaModel:
         urgent = waiting[0].request.urgency == 0 and all(s.request.urgency > 0 for s in streams)
         throttled = bool(streams) and not urgent
         if self._allowance is None:
-            self._allowance = self._throttle(prefill_ms) if throttled else TURN_TOKENS
+            self._allowance = self._throttle(prefill_ms) if throttled else self._turn_tokens
         if throttled and self._allowance < MIN_PIECE_TOKENS:
             self._decode()
         else:

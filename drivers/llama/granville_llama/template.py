@@ -53,6 +53,13 @@ class TooCostly(Exception):
     """The template went over a bound."""
 
 
+TEMPLATE_FAILURES = (
+    TemplateError, TooCostly, ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError,
+    ValueError,
+)  # fmt: skip
+"""What a template's own expressions can raise."""
+
+
 class ChatTemplate:
     """Compiled once a model."""
 
@@ -108,7 +115,7 @@ class ChatTemplate:
                     size += len(part)
                     if size > limit:
                         raise TooCostly(f"more than {limit} characters")
-        except (TemplateError, TooCostly, MemoryError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+        except TEMPLATE_FAILURES as error:
             raise PromptError("unsupported", f"the model's chat template refuses these messages: {error}") from None
         return "".join(parts)
 
