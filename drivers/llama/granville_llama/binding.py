@@ -50,6 +50,19 @@ MAX_SLOTS = int(c.llama_max_parallel_sequences())
 SPECIAL_ATTRIBUTES = c.LLAMA_TOKEN_ATTR_CONTROL | c.LLAMA_TOKEN_ATTR_UNKNOWN | c.LLAMA_TOKEN_ATTR_USER_DEFINED
 LOG_LEVEL_ERROR = 4
 
+_library = ctypes.PyDLL(c._lib._name)
+
+
+def _keeping_the_gil(name: str) -> Any:
+    """A function of llama.cpp called without letting go of the interpreter. Dozens of short calls make a step, and
+    after each of them a busy thread elsewhere would keep the interpreter for its whole turn."""
+    function, known = getattr(_library, name), getattr(c, name)
+    function.argtypes, function.restype = known.argtypes, known.restype
+    return function
+
+
+_sample = _keeping_the_gil("llama_sampler_sample")
+_is_end_of_generation = _keeping_the_gil("llama_vocab_is_eog")
 _libc = ctypes.CDLL(None)
 # Callbacks in Python would be called hundreds of times a decode and wait for the GIL each time. A C function with a
 # fitting signature does instead: strlen over a two-byte flag is "the flag is set", and abs has no effect.
@@ -167,7 +180,7 @@ class Weights:
         return text.decode(errors="replace")
 
     def ends_generation(self, token: int) -> bool:
-        return bool(c.llama_vocab_is_eog(self._vocab, token))
+        return bool(_is_end_of_generation(self._vocab, token))
 
     def is_special(self, token: int) -> bool:
         """A token that has a name of its own instead of being part of a text."""
@@ -215,7 +228,7 @@ class SamplerChain:
 
     def sample(self, context: Context, index: int) -> int:
         """Choose and accept a token from the logits of the decoded batch's token `index`."""
-        return int(c.llama_sampler_sample(self._chain, context.handle, index))
+        return int(_sample(self._chain, context.handle, index))
 
     def close(self) -> None:
         c.llama_sampler_free(self._chain)
