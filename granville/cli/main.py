@@ -102,7 +102,7 @@ def _app() -> App:
     )
     for command in COMMANDS:
         if command.function:
-            app.command(command.function, name=command.name, help=command.summary)
+            app.command(command.function, name=command.name)
     return app
 
 

@@ -158,6 +158,7 @@ class ThreadStepper:
         while True:
             await self._fill.wait()
             self._fill = trio.Event()
+            await trio.lowlevel.checkpoint()  # whoever is ready to run now may add to it
             self._hand_over()
 
     def _hand_over(self) -> None:
