@@ -41,7 +41,8 @@ class Bench:
 def servers(peers: Peers, settings: Settings, slots: int) -> Iterator[Bench]:
     """All three loaded and warmed at once; only one is under load at a time, and an idle one must stay idle.
 
-    The peer runs twice: with flash attention off and no prompt cache, as we do, and with its own defaults.
+    The peer runs twice: with flash attention off and a prompt cache in its slots alone, as we do, and with its own
+    defaults.
     """
     size = {"slots": slots, "context_size": settings.context_size, "threads": settings.threads}
     with ExitStack() as stack:
@@ -53,7 +54,7 @@ def servers(peers: Peers, settings: Settings, slots: int) -> Iterator[Bench]:
         third = enter(llama_server(peers, **size, arguments=best, name="llama-server-best"))
         bench = Bench(
             ours(first),
-            peer(second, name=PEER),
+            peer(second, "--cache-prompt", name=PEER),
             peer(third, "--cache-prompt", name=PEER_BEST),
             Watch([first, second, third]),
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from granville_llama import LlamaDriver
@@ -47,6 +47,8 @@ class Answer:
     pieces: list[str] = field(default_factory=list)
     end: Finished | Failed | None = None
     parked: int = 0
+    cached_tokens: int = field(default=0, compare=False)
+    """Depends on what ran before, as nothing else does; `end` has none."""
 
     @property
     def reason(self) -> str:
@@ -68,7 +70,10 @@ class Answers(dict[str, Answer]):
                     answer.tokens += token_ids
                 case Parked():
                     answer.parked += 1
-                case Finished() | Failed():
+                case Finished():
+                    answer.cached_tokens = event.usage.cached_tokens
+                    answer.end = replace(event, usage=replace(event.usage, cached_tokens=0))
+                case Failed():
                     answer.end = event
 
     def ended(self, *ids: str) -> bool:

@@ -187,7 +187,7 @@ def interrupt_decodes(
     return codes
 
 
-def test_streams_stay_on_the_lowest_slots(model: LlamaModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_streams_stay_beside_each_other(model: LlamaModel, monkeypatch: pytest.MonkeyPatch) -> None:
     for index in range(4):
         model.submit(job(f"j{index}", max_tokens=100))
     while not all(sequence.decoding for sequence in model._jobs.values()):
@@ -247,7 +247,8 @@ def test_the_more_urgent_prompt_is_read_first(model: LlamaModel) -> None:
     assert list(answers) == ["high", "normal", "low"]
 
 
-def test_short_prompts_are_read_together(model: LlamaModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_short_prompts_are_read_together(noise: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = cast(LlamaModel, load(noise))
     codes = interrupt_decodes(monkeypatch, model, longer_than=10_000)
     run(model, *(job(f"j{index}", "hello", 1) for index in range(4)))
     assert len(codes) == 1
@@ -358,3 +359,42 @@ def test_a_model_without_a_template_completes_raw(models: Path) -> None:
     assert isinstance(end, Failed)
     assert (end.error, "template" in end.message) == ("unsupported", True)
     model.close()
+
+
+def test_what_a_slot_holds_of_a_prompt_is_not_read_again(noise: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    decode = Context.decode
+
+    def counted(context: Context) -> Decoded:
+        read.append(context._size)
+        return decode(context)
+
+    monkeypatch.setattr(Context, "decode", counted)
+    model = load(noise, context_size=512)
+    first = run(model, job("a", "the sea " * 20 + "is wide", 4))["a"]
+    tokens_read = sum(read)
+    read.clear()
+    second = run(model, job("b", "the sea " * 20 + "is deep", 4))["b"]
+    assert first.cached_tokens == 0
+    assert second.cached_tokens > 100
+    assert sum(read) == tokens_read - second.cached_tokens
+    assert run(model, job("c", "the sea " * 20 + "is deep", 4))["c"].tokens == second.tokens
+    fresh = load(noise, context_size=512)
+    assert run(fresh, job("b", "the sea " * 20 + "is deep", 4))["b"].tokens == second.tokens
+    model.close()
+    fresh.close()
+
+
+def test_a_prompt_goes_to_the_slot_that_holds_most_of_it(noise: Path) -> None:
+    model = load(noise, context_size=512)
+    run(model, job("sea", "the sea " * 10, 4), job("hill", "the hill " * 10, 4))
+    for name in ("hill", "sea", "hill"):
+        assert run(model, job(name, f"the {name} " * 10 + "again", 4))[name].cached_tokens > 60
+    model.close()
+
+
+def test_an_answer_is_not_left_over(model: LlamaModel) -> None:
+    first = run(model, job("a", "tell me more", 20))["a"]
+    again = run(model, job("b", "tell me more", 20))["b"]
+    assert again.tokens == first.tokens
+    assert again.cached_tokens <= TEMPLATE_TOKENS + len("tell me more")

@@ -26,6 +26,7 @@ from granville.hosting.interface import (
     Token,
 )
 from granville_llama.binding import Context, Decoded, Weights
+from granville_llama.prefix import Leftovers
 from granville_llama.sampling import sampler_chain
 from granville_llama.sequence import Sequence
 from granville_llama.template import ChatTemplate, PromptError
@@ -41,8 +42,8 @@ AVERAGE_WEIGHT = 0.25
 
 
 class LlamaModel:
-    """A loaded model. Slots are llama.cpp's sequence ids; streams are kept on the lowest ones, because only
-    neighbouring ids are computed together."""
+    """A loaded model. Slots are llama.cpp's sequence ids; streams are kept beside each other, because only neighbouring
+    ids are computed together."""
 
     def __init__(
         self, weights: Weights, context: Context, template: ChatTemplate | None, info: ModelInfo, *, slots: int,
@@ -59,6 +60,7 @@ class LlamaModel:
         self._jobs: dict[str, Sequence] = {}
         self._events: list[Event] = []
         self._arrivals = 0
+        self._leftovers = Leftovers(slots)
         self._turn_tokens = max(TURN_TOKENS, slots * TURN_TOKENS_A_SLOT)
         self._piece_tokens = batch_tokens
         self._allowance: int | None = None
@@ -69,7 +71,7 @@ class LlamaModel:
     def submit(self, request: Generate) -> None:
         if request.id in self._jobs:
             raise DriverError(f"a job with the id {request.id} is here already")
-        slot = self._free_slot()
+        free = self._free_slots()
         try:
             tokens = self._prompt(request)
         except PromptError as error:
@@ -79,7 +81,8 @@ class LlamaModel:
         self._arrivals += 1
         sequence = Sequence(request, tokens, sampler, self._arrivals)
         self._jobs[request.id] = sequence
-        self._seat(sequence, slot)
+        self._seat(sequence, self._leftovers.best(free, tokens))
+        sequence.reused = sequence.cached
 
     def step(self, prefill_ms: float | None) -> list[Event]:
         self._context.rearm()
@@ -119,7 +122,7 @@ class LlamaModel:
         sequence = self._jobs.get(id)
         if sequence is None or sequence.slot >= 0:
             raise DriverError(f"no job with the id {id} is parked")
-        self._seat(sequence, self._free_slot())
+        self._seat(sequence, self._free_slots()[0])
 
     def interrupt(self) -> None:
         self._context.interrupt()
@@ -168,8 +171,11 @@ class LlamaModel:
             self._decode_s = _average(self._decode_s, seconds)
 
     def _close_ranks(self) -> None:
-        """Put the streams on the lowest slots. Only here, not when a job leaves: the next one may take its place."""
+        """Put the streams on the lowest slots if they are not neighbours. Only here, not when one leaves: the next
+        job may take its place."""
         streams = [sequence for sequence in self._on_slots if sequence and sequence.decoding]
+        if streams[-1].slot - streams[0].slot == len(streams) - 1:
+            return
         places = [
             slot for slot, sequence in enumerate(self._on_slots[: len(streams)])
             if sequence is None or not sequence.decoding
@@ -263,28 +269,34 @@ class LlamaModel:
 
     # slots
 
-    def _free_slot(self) -> int:
-        try:
-            return self._on_slots.index(None)
-        except ValueError:
-            raise DriverError(f"all {self.slots} slots are taken") from None
+    def _free_slots(self) -> list[int]:
+        free = [slot for slot, sequence in enumerate(self._on_slots) if sequence is None]
+        if not free:
+            raise DriverError(f"all {self.slots} slots are taken")
+        return free
 
     def _seat(self, sequence: Sequence, slot: int) -> None:
         """Onto an empty slot, with the saved state if there is one; one that cannot be restored is computed anew."""
         self._on_slots[slot] = sequence
         sequence.slot = slot
-        if sequence.state is None or not self._context.restore(slot, sequence.state):
-            sequence.cached = 0
-        sequence.state = None
+        shared = self._leftovers.take(slot, sequence.tokens)
+        if sequence.state is None:
+            sequence.cached = self._context.trim(slot, shared)
+        else:
+            self._context.trim(slot, 0)
+            if not self._context.restore(slot, sequence.state):
+                sequence.cached = 0
+            sequence.state = None
 
-    def _unseat(self, sequence: Sequence) -> None:
-        self._context.trim(sequence.slot, 0)
+    def _unseat(self, sequence: Sequence, keep_tokens: int = 0) -> None:
+        kept = self._context.trim(sequence.slot, keep_tokens)
+        self._leftovers.keep(sequence.slot, sequence.tokens[:kept])
         self._on_slots[sequence.slot] = None
         sequence.slot = -1
 
     def _leave(self, sequence: Sequence) -> None:
         if sequence.slot >= 0:
-            self._unseat(sequence)
+            self._unseat(sequence, min(sequence.cached, sequence.prompt_size))
         del self._jobs[sequence.request.id]
         sequence.sampler.close()
 

@@ -57,6 +57,8 @@ class Sequence:
     text: TextStream = field(init=False)
     slot: int = -1
     cached: int = 0
+    reused: int = 0
+    """Of the prompt, in the slot's cache before it was read."""
     state: State | None = None
     """The saved KV cache while parked."""
 
@@ -85,7 +87,7 @@ class Sequence:
 
     @property
     def usage(self) -> Usage:
-        return Usage(prompt_tokens=self.prompt_size, completion_tokens=self.generated)
+        return Usage(self.prompt_size, self.reused, self.generated)
 
 
 def _overlap(text: str, stop: str) -> int:
