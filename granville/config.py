@@ -19,8 +19,11 @@ MAX_SOCKET_PATH_BYTES = 107
 
 def home() -> Path:
     """Where models and drivers live: `~/.granville`, or `GRANVILLE_HOME`."""
-    moved = os.environ.get("GRANVILLE_HOME")
-    return Path(moved).expanduser() if moved else Path.home() / ".granville"
+    folder = os.environ.get("GRANVILLE_HOME") or "~/.granville"
+    try:
+        return Path(folder).expanduser()
+    except RuntimeError:
+        raise StartupError(f"{folder}: whose home that is cannot be told; set GRANVILLE_HOME to a folder") from None
 
 
 @dataclass(frozen=True, kw_only=True)

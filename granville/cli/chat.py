@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 from collections.abc import Iterator
 from typing import Annotated
@@ -12,12 +13,14 @@ from cyclopts import Parameter
 
 from granville.cli.main import describe
 from granville.cli.options import ModelId, Socket, Temperature, make_request
-from granville.cli.terminal import cancel_on_interrupt, printable, show
+from granville.cli.terminal import cancel_on_interrupt, note, note_if_cut_off, show
 from granville.client import ChatMessage, Request, Result, connect
 from granville.client.address import DEFAULT_ADDRESS
 from granville.errors import BadRequest, GranvilleError, PromptTooLong
 
 PROMPT = "> "
+_COMMAND = re.compile(r"/[a-z]+")
+"""What a person means as a command, and not for the model: one word, with no second slash as a path has."""
 
 
 def chat(
@@ -42,6 +45,11 @@ def chat(
     for line in _lines(interactive):
         if line == "/clear":
             history = opening.copy()
+            if interactive:
+                note("the conversation begins afresh")
+            continue
+        if interactive and _COMMAND.fullmatch(line):
+            note(f"{line} is no command; there are /clear and /exit")
             continue
         turn = ChatMessage("user", line)
         try:
@@ -56,13 +64,12 @@ def chat(
         except GranvilleError as error:
             if not interactive:
                 raise
-            _note(_advice(error))
+            note(_advice(error))
             continue
         if result is None:
-            _note("cancelled; the conversation goes on as if this turn had not been")
+            note("cancelled; the conversation goes on as if this turn had not been")
             continue
-        if result.finish_reason == "length":
-            _note(f"cut off after {result.usage.completion_tokens} tokens; --max-tokens gives more room")
+        note_if_cut_off(result)
         history += [turn, ChatMessage("assistant", result.text)]
 
 
@@ -108,7 +115,7 @@ def _lines(interactive: bool) -> Iterator[str]:
             if not interactive:
                 raise
             print()
-            _note("Ctrl-D or /exit ends the conversation")
+            note("Ctrl-D or /exit ends the conversation")
             continue
         if line == "/exit":
             return
@@ -120,13 +127,8 @@ def _prepare_terminal(models: list[str]) -> None:
     if importlib.util.find_spec("readline"):
         # input() edits lines, and remembers them, once this module has been imported.
         importlib.import_module("readline")
-    _note(f"{', '.join(models) or 'no model is loaded'}. Ctrl-C cancels an answer; /clear, /exit or Ctrl-D.")
+    note(f"{', '.join(models) or 'no model is loaded'}. Ctrl-C cancels an answer; /clear, /exit or Ctrl-D.")
 
 
 def _advice(error: GranvilleError) -> str:
     return describe(error) + ("; /clear begins afresh" if isinstance(error, PromptTooLong) else "")
-
-
-def _note(sentence: str) -> None:
-    """Words of ours, apart from the model's: on stderr, in brackets."""
-    print(f"[{printable(sentence)}]", file=sys.stderr)

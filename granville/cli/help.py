@@ -63,6 +63,7 @@ ENVIRONMENT
   Every option has a variable of its name; the command line goes before it.
   GRANVILLE_SOCKET      --socket, where the daemon listens ({DEFAULT_SOCKET})
   GRANVILLE_PORT        --port of its HTTP status on 127.0.0.1 ({DEFAULT_HTTP_PORT})
+  GRANVILLE_HTTP        false for --no-http
   GRANVILLE_MAX_TOKENS  --max-tokens, and so on
   GRANVILLE_HOME        where models and drivers are kept (~/.granville)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line (`sys.argv` when none is given) and return the exit status of granville.cli.exits."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # An answer may hold a character that the person's locale cannot show: as on stderr, it is escaped.
+        sys.stdout.reconfigure(errors="backslashreplace")
     arguments = sys.argv[1:] if argv is None else list(argv)
     if arguments in (["version"], ["--version"]):
         print(f"granville {__version__}")
@@ -102,7 +106,8 @@ def _app() -> App:
     )
     for command in COMMANDS:
         if command.function:
-            app.command(command.function, name=command.name)
+            usage = " ".join(filter(None, ("Usage: granville", command.name, command.arguments, "[OPTIONS]")))
+            app.command(command.function, name=command.name, usage=usage)
     return app
 
 

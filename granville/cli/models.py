@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 def models(
     *,
-    as_json: Annotated[bool, Parameter(name="--json", negative="", help="Print JSON for programs.")] = False,
+    as_json: Annotated[
+        bool, Parameter(name="--json", negative="", show_default=False, help="Print JSON for programs.")
+    ] = False,
 ) -> None:
     """List the models on disk, and those of the catalogue that are not fetched yet.
 

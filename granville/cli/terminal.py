@@ -1,4 +1,4 @@
-"""What the commands share about the person's side: text that is safe to show, and Ctrl-C."""
+"""What the commands share about the person's side: text that is safe to show, notes, and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 
 import trio
 
+from granville.client import Result
 from granville.client.background import Background
 
 _CONTROLS = dict.fromkeys((*range(0x20), *range(0x7F, 0xA0)))
@@ -23,6 +24,16 @@ def printable(text: str) -> str:
 def show(text: str, end: str = "") -> None:
     """Write to stdout at once; as it is to a pipe or a file, without control characters to a terminal."""
     print(printable(text) if sys.stdout.isatty() else text, end=end, flush=True)
+
+
+def note(sentence: str) -> None:
+    """Words of ours, apart from the model's: on stderr, in brackets."""
+    print(f"[{printable(sentence)}]", file=sys.stderr)
+
+
+def note_if_cut_off(result: Result) -> None:
+    if result.finish_reason == "length":
+        note(f"cut off after {result.usage.completion_tokens} tokens; --max-tokens gives more room")
 
 
 @asynccontextmanager

@@ -24,6 +24,8 @@ def is_tcp(address: str) -> bool:
 
 async def dial(address: str) -> trio.SocketStream:
     """A stream to the daemon. Raises NoDaemon when nothing listens there, BadRequest for no address."""
+    if not address or ("://" in address and not is_tcp(address)):
+        raise BadRequest(f"{address!r} is no address of a daemon; expected a socket's path, or tcp://host:port")
     try:
         if is_tcp(address):
             stream = await trio.open_tcp_stream(*_host_and_port(address))
@@ -52,6 +54,8 @@ def _host_and_port(address: str) -> tuple[str, int]:
 def _explain(address: str, error: OSError) -> str:
     if error.errno == errno.EACCES:
         return f"{address}: permission denied; the daemon there belongs to another user"
+    if error.errno is None and not is_tcp(address):
+        return f"{address}: {error}"  # a path that is too long: the system was not even asked
     if is_tcp(address):
         where = f" --tcp {address.removeprefix('tcp://')}"
     else:

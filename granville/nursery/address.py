@@ -35,6 +35,8 @@ def parse_callback(callback: str, *, over_tcp: bool = False) -> Address:
             raise BadRequest(f"callback: {callback!r} has no port; write tcp://127.0.0.1:port")
         return Address("tcp", host, port)
     if callback.startswith("http://"):
+        if not callback.isprintable():
+            raise BadRequest("callback: a URL has no control characters; write them as %XX")
         _loopback(callback)
         return Address("http", callback)
     if not callback.startswith("/"):

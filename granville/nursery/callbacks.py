@@ -232,6 +232,8 @@ class CallbackRoute:
                 if text and not await self._send(encode(Delta(self._id, text))):
                     self._lost = True
                 self._held_chars -= len(text)
+            if self._lost:
+                await self._hang_up()
         finally:
             ended.set()
 
@@ -251,6 +253,9 @@ class CallbackRoute:
                     await self._try(message)
         except (OSError, trio.BrokenResourceError, trio.TooSlowError, Refused) as problem:
             log.warning("undelivered id=%s callback=%s problem=%s", self._id, self.address, problem)
+            return False
+        except Exception:  # whatever a transport makes of a strange address or peer, it costs this message alone
+            log.exception("undelivered id=%s callback=%s", self._id, self.address)
             return False
         return True
 

@@ -7,8 +7,10 @@ import os
 import select
 import socket
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import trio
@@ -37,6 +39,8 @@ from granville.wire.messages import (
 log = logging.getLogger(__name__)
 
 READ_BYTES = 65_536
+TURN_MESSAGES = 64
+"""Of one client, handled before the others get their turn."""
 LINGER_S = 2.0
 """How long a client may go on sending after its stream became unreadable."""
 
@@ -176,13 +180,27 @@ class Connection:
             if not data:
                 reader.close()
                 return
-            with self._desk.cork:
-                for value in reader.feed(data):
-                    self._handle(value, reader.last_bytes)
+            values = reader.feed(data)
+            handled = TURN_MESSAGES
+            while handled == TURN_MESSAGES:
+                handled = self._take_turn(values, reader)
+                if handled:
                     part_since = trio.current_time()
-            if self.congested:
-                await self._outbox.room()
-                part_since = trio.current_time()  # while we did not read, the client could not finish its message
+                if self.congested:
+                    await self._outbox.room()
+                    part_since = trio.current_time()  # while we did not read, the client could not finish its message
+                elif handled == TURN_MESSAGES:
+                    await trio.lowlevel.checkpoint()
+
+    def _take_turn(self, values: Iterator[object], reader: FrameReader) -> int:
+        """Handle the next messages, and say how many: one read can bring tens of thousands of small ones, and the
+        other clients are not to wait for all of them."""
+        handled = 0
+        with self._desk.cork:
+            for value in islice(values, TURN_MESSAGES):
+                self._handle(value, reader.last_bytes)
+                handled += 1
+        return handled
 
     async def _write(self) -> None:
         """Started by: `run`. Ends when: reading has ended and everything is sent. Cancelled by: a client that is
@@ -200,16 +218,17 @@ class Connection:
             self._refuse(error.id, error, error.rid)
             return
         self._desk.counters.unknown_fields += unknown
-        if isinstance(message, Control):
-            self._answer(message)
-            return
+        rid = message.rid if isinstance(message, Control) else None
         try:
-            self._accept(message, size)
+            if isinstance(message, Control):
+                self._answer(message)
+            else:
+                self._accept(message, size)
         except GranvilleError as error:
             self._refuse(message.id, error)
         except Exception:
             log.exception("a request failed")
-            self._refuse(message.id, Internal("the daemon failed on this request"))
+            self._refuse(message.id, Internal("the daemon failed on this request"), rid)
 
     def _refuse(self, id: str | None, error: GranvilleError, rid: str | int | None = None) -> None:
         self._desk.counters.rejected += 1
@@ -229,7 +248,7 @@ class Connection:
             route = _InlineRoute(self, request.id)
         else:
             address = parse_callback(request.callback, over_tcp=self._peer.is_tcp)
-            route = CallbackRoute(self._senders, address, request.id, lambda: self._desk.end(job, TOO_SLOW))
+            route = CallbackRoute(self._senders, address, request.id, lambda: self._too_slow(request.id))
         live = self._desk.admission.same(request)
         if live is not None:
             self._repeat(live, request, route)
@@ -246,13 +265,19 @@ class Connection:
         self.push(encode(Ack(job.id)))
         delivery = job.delivery
         assert isinstance(delivery, JobDelivery)
+        begins_to_stream = request.stream and not delivery.stream
         delivery.stream = request.stream
         here = job in self._routes if isinstance(route, _InlineRoute) else _same_callback(delivery.route, route)
         if here:
+            if begins_to_stream and job.text and job.outcome is None:
+                delivery.delta("".join(job.text))
             return
         delivery.route.detach()
         self._follow(job, route)
         delivery.redirect(route, "".join(job.text))
+
+    def _too_slow(self, id: str) -> None:
+        self._desk.end(self._desk.admission.find(id), TOO_SLOW)
 
     def _follow(self, job: Job, route: Route) -> None:
         if isinstance(route, _InlineRoute):
@@ -303,6 +328,8 @@ class _InlineRoute:
         self.release()
         self._connection.push(encode(reply))
         self._connection.unfollow(self.job)
+        if self.job is not None:  # at once: a client may use the id again as soon as it has read this
+            self._connection._desk.forget(self.job)
 
     def detach(self) -> None:
         self._connection.unfollow(self.job)

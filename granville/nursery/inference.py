@@ -35,13 +35,14 @@ class Inference:
         self._make_stepper = make_stepper
         self._stepper: Stepper | None = None
         self._jobs: dict[str, Job] = {}
+        self._closed = False
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Started by: the kernel, which waits until the model is loaded. Ends when: cancelled, or the first load
         fails with DriverError. Cancelled by: the kernel's end."""
         started = False
         backoff_s = FIRST_BACKOFF_S
-        while self.entry.state != "stopped":
+        while not self._closed:
             began_at = trio.current_time()
             try:
                 await self._live(task_status if not started else trio.TASK_STATUS_IGNORED)
@@ -52,6 +53,9 @@ class Inference:
             started = started or self.entry.slots > 0
             if not started:
                 raise failure
+            if self._closed:
+                log.warning("model failed while it was closed model=%s error=%s", self.entry.id, failure)
+                return
             self._lost(failure)
             if trio.current_time() - began_at > MAX_BACKOFF_S:
                 backoff_s = FIRST_BACKOFF_S
@@ -70,6 +74,7 @@ class Inference:
 
     def close(self) -> None:
         """Let the model's loop end after its current step; `run` then returns."""
+        self._closed = True
         self.entry.state = "stopped"
         if self._stepper is not None:
             self._stepper.close()
@@ -129,15 +134,16 @@ class Inference:
     def _take_in(self, events: list[StepEvent]) -> None:
         tokens = 0
         for event in events:
+            job = self._jobs.get(event.id)
             try:
                 self._on_event(event)
+                if isinstance(event, Token):
+                    tokens += len(event.token_ids)
             except Exception:
                 log.exception("an event failed model=%s", self.entry.id)
-                job = self._jobs.pop(event.id, None)
+                self._jobs.pop(event.id, None)
                 if job is not None:
                     self._desk.end(job, Internal("the daemon failed on this job's answer"))
-            if isinstance(event, Token):
-                tokens += len(event.token_ids)
         if tokens:
             self.entry.produced(tokens, trio.current_time())
         if self.entry.free:

@@ -111,7 +111,8 @@ async def _started(nursery: trio.Nursery, inference: Inference) -> None:
     try:
         await nursery.start(inference.run)
     except DriverError as error:
-        raise StartupError(f"{inference.entry.path}: {error}") from error
+        path, text = inference.entry.path, str(error)
+        raise StartupError(text if path in text else f"{path}: {text}") from error
 
 
 async def _drain(desk: Desk) -> None:
@@ -122,4 +123,5 @@ async def _drain(desk: Desk) -> None:
         desk.end(job, ShuttingDown("the daemon is shutting down; the grace for running jobs has passed"))
     with trio.move_on_after(FLUSH_S):
         await desk.drained.wait()
-    log.info("drained left=%d", len(desk.admission))
+    left = len(desk.admission)
+    log.log(logging.WARNING if left else logging.INFO, "drained undelivered=%d", left)

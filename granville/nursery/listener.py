@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import logging
 import os
 import socket
 import stat
@@ -17,6 +18,8 @@ from granville.nursery.callbacks import Senders
 from granville.nursery.connection import Connection, Peer
 from granville.nursery.desk import Desk
 from granville.wire.messages import encode, error_reply
+
+log = logging.getLogger(__name__)
 
 BACKLOG = 1024
 """Connections that the operating system keeps waiting to be accepted; it may allow fewer (net.core.somaxconn)."""
@@ -39,12 +42,13 @@ def unix_listener(path: str) -> Iterator[trio.SocketListener]:
             raise StartupError(f"--socket {path}: {error.strerror}") from None
         finally:
             os.umask(old_umask)
+        ours = os.stat(path)
         try:
             sock.listen(BACKLOG)
             yield trio.SocketListener(trio.socket.from_stdlib_socket(sock))
         finally:
             sock.close()
-            os.unlink(path)
+            _remove(path, ours)
 
 
 def tcp_listener(host: str, port: int) -> trio.SocketListener:
@@ -69,6 +73,7 @@ class Listener:
         self._senders = senders
         self._open: set[Connection] = set()
         self._one_closed = trio.Event()
+        self._accepting = trio.CancelScope()
 
     async def run(
         self,
@@ -76,11 +81,17 @@ class Listener:
         *,
         task_status: trio.TaskStatus[object] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Started by: the kernel. Ends when: cancelled. Cancelled by: the kernel's end."""
-        await trio.serve_listeners(self._handle, listeners, task_status=task_status)
+        """Started by: the kernel. Ends when: `hang_up` was called and all have gone. Cancelled by: the kernel's end."""
+        # A nursery for the connections, which are let go after the doors have closed.
+        async with trio.open_nursery() as connections:
+            with self._accepting:
+                await trio.serve_listeners(
+                    self._handle, listeners, handler_nursery=connections, task_status=task_status
+                )
 
     def hang_up(self) -> None:
-        """Send every client what is due to it and close."""
+        """Let nobody in any more; send every client what is due to it and close."""
+        self._accepting.cancel()
         for connection in self._open:
             connection.hang_up()
 
@@ -98,6 +109,8 @@ class Listener:
         connection = Connection(stream, Peer(stream.socket), self._desk, self._senders)
         self._open.add(connection)
         self._desk.counters.connections = len(self._open)
+        if self._accepting.cancel_called:  # it came in the very moment of `hang_up`
+            connection.hang_up()
         try:
             await connection.run()
         finally:
@@ -122,6 +135,8 @@ def _lock(path: str) -> Iterator[None]:
     while True:
         try:
             fd = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        except FileNotFoundError:
+            raise StartupError(f"--socket {path}: the folder {os.path.dirname(path)} does not exist") from None
         except OSError as error:
             raise StartupError(f"--socket {path}: cannot open the lock file {lock_path}: {error.strerror}") from None
         try:
@@ -138,8 +153,18 @@ def _lock(path: str) -> Iterator[None]:
     try:
         yield
     finally:
-        os.unlink(lock_path)
+        _remove(lock_path, os.fstat(fd))
         os.close(fd)
+
+
+def _remove(path: str, ours: os.stat_result) -> None:
+    """Remove our own file. What cleans up a folder of temporary files may have done so, and another daemon may be
+    there by now."""
+    try:
+        if os.path.samestat(ours, os.stat(path, follow_symlinks=False)):
+            os.unlink(path)
+    except FileNotFoundError:
+        log.warning("file was removed by somebody else path=%s", path)
 
 
 def _remove_stale(path: str) -> None:

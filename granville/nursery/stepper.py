@@ -17,7 +17,7 @@ from typing import Protocol
 
 import trio
 
-from granville.hosting.interface import DriverError, Event, Failed, Finished, Generate, Model, Parked
+from granville.hosting.interface import DriverError, Event, Failed, Finished, Generate, Model, Parked, Token
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +77,8 @@ class Floor:
         for event in events:
             if isinstance(event, Finished | Failed | Parked):
                 self.running.discard(event.id)
+            elif not isinstance(event, Token):
+                raise DriverError(f"the driver's step returned a {type(event).__name__}, which is no event")
         return events
 
 
@@ -142,8 +144,9 @@ class ThreadStepper:
 
     def close(self) -> None:
         self._command(None)
-        if self._model is not None:
-            self._model.interrupt()
+        model = self._model  # its thread may take it away at any time
+        if model is not None:
+            model.interrupt()
 
     def stalled_s(self) -> float:
         return time.monotonic() - self._progress_at if self._busy else 0.0

@@ -13,6 +13,8 @@ from granville.wire.messages import Request, same_work
 DEFAULT_RETRY_MS = 1000
 MIN_RETRY_MS = 10
 MAX_RETRY_MS = 60_000
+MAX_UNDELIVERED = 10_000
+"""Live jobs beside those that wait: with callbacks that are gone, a fast model would pile up answers without end."""
 SMOOTHING = 0.2
 """Weight of the newest interval in the exponentially weighted mean between two jobs that leave a busy queue."""
 
@@ -101,8 +103,11 @@ class Admission:
         self.roster.check(request)
         if self.backlog.full:
             raise QueueFull(
-                f"{len(self.backlog)} jobs are waiting and the queue holds {self.backlog.limit}",
-                retry_after_ms=self.rate.retry_after_ms(now),
+                f"the queue is full: it holds {self.backlog.limit}", retry_after_ms=self.rate.retry_after_ms(now)
+            )
+        if len(self._jobs) - len(self.backlog) >= MAX_UNDELIVERED:
+            raise QueueFull(
+                f"{MAX_UNDELIVERED} answers wait for their callbacks to take them", retry_after_ms=MAX_RETRY_MS
             )
         timeout_s = self.timeout_s if request.timeout_ms is None else request.timeout_ms / 1000
         self._arrivals += 1

@@ -53,7 +53,7 @@ class Backlog:
     def add(self, job: Job, now: float, *, held: bool = False) -> None:
         """Queue a job; a held one waits, and counts, but is nobody's turn until it is released. Raises QueueFull."""
         if self.full:
-            raise QueueFull(f"{len(self)} jobs are waiting and the queue holds {self.limit}")
+            raise QueueFull(f"the queue is full: it holds {self.limit}")
         self._places[job] = _Place(job.priority, now, held)
         self._counts[job.priority] += 1
         self._lanes[job.lane] += 1

@@ -15,6 +15,8 @@ ModelState = Literal["loading", "ready", "restarting", "stopped"]
 
 
 RATE_WINDOW_S = 5.0
+OTHER_INPUTS = ("audio", "audio_path", "documents", "voice")
+"""What a request may bring to models of other types; one that writes text would pass over it in silence."""
 
 
 @dataclass(eq=False, slots=True)
@@ -117,6 +119,8 @@ def _needs(request: Request) -> list[tuple[str, str]]:
             ("grammar", "constrain"),
             ("json_schema", "constrain"),
             ("tools", "tools"),
+            ("tool_choice", "tools"),
+            *((name, name) for name in OTHER_INPUTS if request.model_type == "inference"),
         )
         if getattr(request, name) is not None
     ]

@@ -11,6 +11,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -19,7 +20,7 @@ import msgspec
 import trio
 
 from granville.config import DEFAULT_SOCKET
-from granville.errors import GranvilleError, StartupError
+from granville.errors import ConnectionLost, GranvilleError, StartupError
 from granville.testing.latency import Record, Spread, Summary, summarise
 from granville.wire.framing import FrameReader
 from granville.wire.messages import (
@@ -35,6 +36,8 @@ from granville.wire.messages import (
 
 RECEIVE_BYTES = 65_536
 MAX_REPLY_BYTES = 32 << 20
+INTERRUPTED = 130
+"""The exit status after Ctrl-C: 128 + SIGINT, as a shell says it."""
 DEFAULT_TEXT = "{n}: Write a long story about a lighthouse keeper."
 
 
@@ -56,7 +59,7 @@ async def run_load(plan: Plan) -> list[Record]:
     """Send the whole plan and return a record for each request, in the order they were sent.
 
     Every connection is open before the first request goes out. Raises StartupError when nobody listens, and
-    GranvilleError when the daemon closes a connection that still owes answers.
+    ConnectionLost, in a group, when a connection that still owes answers ends.
     """
     numbers = iter(range(plan.first, plan.first + plan.requests))
     records: list[Record] = []
@@ -87,7 +90,7 @@ async def _client(
     """
     reader = FrameReader(max_message_bytes=MAX_REPLY_BYTES)
     waiting: dict[str, Record] = {}
-    with connection:
+    with connection, _losses_told():
         while True:
             frames = []
             while len(waiting) < plan.in_flight and (number := next(numbers, None)) is not None:
@@ -103,9 +106,17 @@ async def _client(
             data = await connection.recv(RECEIVE_BYTES)
             now = time.monotonic()
             if not data:
-                raise GranvilleError(f"the daemon closed a connection with {len(waiting)} answers outstanding")
+                raise ConnectionLost(f"the daemon closed a connection with {len(waiting)} answers outstanding")
             for value in reader.feed(data):
                 _take(value, waiting, now)
+
+
+@contextmanager
+def _losses_told() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ConnectionLost(f"the connection to the daemon broke: {error.strerror}") from error
 
 
 async def _send_all(connection: trio.socket.SocketType, data: bytes) -> None:
@@ -258,3 +269,5 @@ if __name__ == "__main__":
         app()
     except* GranvilleError as errors:
         sys.exit(f"load: {errors.exceptions[0]}")
+    except* KeyboardInterrupt:
+        sys.exit(INTERRUPTED)

@@ -158,7 +158,7 @@ def error_reply(id: str | None, error: GranvilleError, rid: str | int | None = N
         id,
         error.error,
         error.code,
-        error.message,
+        error.message if error.message.isascii() else error.message.encode(errors="replace").decode(),
         UNSET if error.retry_after_ms is None else error.retry_after_ms,
         UNSET if rid is None else rid,
     )

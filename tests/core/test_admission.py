@@ -296,3 +296,15 @@ def test_admission_hands_out_the_measured_time() -> None:
             admit(admission, ask(f"x{n}"), now=0.5)
         times.append(refused.value.retry_after_ms)
     assert times == [250, 500, 750]
+
+
+def test_answers_that_nobody_takes_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("granville.scheduling.admission.MAX_UNDELIVERED", 3)
+    admission = make_admission()
+    for number in range(3):
+        job = admit(admission, ask(f"taken{number}"))
+        assert admission.backlog.take([job.lane], 0.0) is job
+    with pytest.raises(QueueFull, match="callbacks"):
+        admit(admission, ask("over"))
+    admission.forget(admission.find("taken0"))
+    assert admit(admission, ask("next")) in admission.backlog

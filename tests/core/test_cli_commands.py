@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import socket
 import socketserver
@@ -18,6 +19,7 @@ from typing import Any
 import msgpack
 import pytest
 
+from granville.cli.exits import BROKEN_PIPE
 from granville.cli.main import main
 from granville.cli.terminal import printable
 
@@ -185,6 +187,12 @@ def test_submit_reads_stdin(daemon: Daemon) -> None:
     assert (wrong.returncode, wrong.stderr) == (3, "granville: stdin: not valid UTF-8\n")
 
 
+def test_what_a_locale_cannot_show_is_escaped(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", "latin-1")
+    done = granville(daemon, "submit", "-", stdin="a bullet: \u2022")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "you said a bullet: \\u2022\n", "")
+
+
 @pytest.mark.parametrize(
     ("text", "status"),
     [
@@ -252,6 +260,15 @@ def test_chat_says_when_an_answer_was_cut_off(daemon: Daemon) -> None:
     assert "--max-tokens" in granville(daemon, "chat", stdin="long\n").stderr
 
 
+def test_submit_says_when_the_usual_length_has_cut_an_answer_off(
+    daemon: Daemon, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = "[cut off after 2 tokens; --max-tokens gives more room]\n"
+    for flags, note in ((), said), (("--stream",), said), (("--max-tokens", "2"), ""), (("--json",), ""):
+        assert main(["submit", "long", "-s", daemon.path, *flags]) == 0
+        assert capsys.readouterr().err == note
+
+
 def test_a_piped_chat_ends_with_the_first_error(daemon: Daemon) -> None:
     done = granville(daemon, "chat", stdin="hi\nfail queue_full 429\nmore\n")
     assert (done.returncode, done.stdout, done.stderr) == (6, "you said hi\n", "granville: because queue_full\n")
@@ -262,6 +279,13 @@ def read_until(terminal: int, text: str) -> str:
     while text not in seen:
         seen += os.read(terminal, 4096).decode()
     return seen
+
+
+def interrupt_until_heard(command: subprocess.Popen[str], terminal: int) -> None:
+    """Between showing the prompt and waiting for a key, readline keeps a signal until the next key or signal."""
+    command.send_signal(signal.SIGINT)
+    while not select.select([terminal], [], [], 1)[0]:
+        command.send_signal(signal.SIGINT)
 
 
 def test_in_a_terminal_ctrl_c_cancels_the_answer_and_the_conversation_goes_on(daemon: Daemon) -> None:
@@ -275,15 +299,24 @@ def test_in_a_terminal_ctrl_c_cancels_the_answer_and_the_conversation_goes_on(da
         assert "cancelled" in read_until(ours, "> ")
         os.write(ours, b"fail queue_full 429\n")
         assert "because queue_full" in read_until(ours, "]\r\n> ")
-        command.send_signal(signal.SIGINT)  # at the prompt: no answer to cancel, and no reason to end
+        interrupt_until_heard(command, ours)  # at the prompt: no answer to cancel, and no reason to end
         assert "/exit" in read_until(ours, "> ")
         os.write(ours, b"hello\n")
         assert "you said hello" in read_until(ours, "> ")
+        os.write(ours, b"/help\n")
+        assert "/clear and /exit" in read_until(ours, "]\r\n> ")
+        os.write(ours, b"/clear\n")
+        assert "begins afresh" in read_until(ours, "]\r\n> ")
+        os.write(ours, b"/etc/hosts is what?\n")
+        assert "you said /etc" in read_until(ours, "what?\r\n> ")
         os.write(ours, b"\x04")
         assert command.wait(30) == 0
     os.close(ours)
     assert daemon.cancelled == [daemon.requests[0]["id"]]
-    assert daemon.requests[-1]["messages"] == [{"role": "user", "content": "hello"}]
+    assert [request["messages"] for request in daemon.requests[-2:]] == [
+        [{"role": "user", "content": "hello"}],
+        [{"role": "user", "content": "/etc/hosts is what?"}],
+    ]
 
 
 def test_status_shows_the_daemon_and_its_models(daemon: Daemon) -> None:
@@ -295,6 +328,15 @@ def test_status_shows_the_daemon_and_its_models(daemon: Daemon) -> None:
         "3/8", "87.5", "2048", "334 MB", "2.0 s ago",
     ):  # fmt: skip
         assert shown in done.stdout
+
+
+def test_a_reader_of_the_status_that_has_left_is_no_traceback(daemon: Daemon) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with running("status", "-s", daemon.path, stdout=writing, stderr=subprocess.PIPE) as command:
+        os.close(writing)
+        _, err = command.communicate(timeout=30)
+    assert (command.returncode, err) == (BROKEN_PIPE, "")
 
 
 def test_status_of_one_job(daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import pytest
 
 from granville import __version__
 from granville.cli import exits
-from granville.cli.help import COMMANDS
+from granville.cli.help import COMMANDS, Command
 from granville.cli.main import guarded, main
 from granville.errors import (
     WIRE_ERRORS,
@@ -59,6 +60,27 @@ def test_every_command_exists_and_helps(command: str, capsys: pytest.CaptureFixt
     assert f"granville {command}" in by_help
 
 
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command.function], ids=lambda c: c.name)
+def test_the_help_of_a_command_is_what_its_function_says(
+    command: Command, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    module, _, function = command.function.partition(":")
+    said = getattr(importlib.import_module(module), function).__doc__
+    main([command.name, "--help"])
+    page = capsys.readouterr().out
+    assert page.startswith(f"Usage: granville {command.name} {command.arguments}".rstrip() + " [OPTIONS]\n")
+
+    def words(text: str) -> list[str]:
+        return re.findall(r"\w+", text)
+
+    _, _, below = page.partition("\n")
+    assert words(below)[: len(words(said))] == words(said)
+    if "MODEL" in command.arguments:
+        assert "MODEL is one of" in page
+        assert "pypi://package==version/path/in/wheel" in page
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -92,6 +114,13 @@ def test_a_wrong_command_line_is_one_line_and_status_2(
         (["submit", "hi", "--max-tokens", "-1"], "max_tokens: expected `int` >= 1"),
         (["submit", "hi", "--seed", "99999999999999999999"], "seed"),
         (["submit", "hi", "--timeout", "0"], "timeout_ms"),
+        (["submit", "hi", "--timeout", "inf"], "--timeout: expected a number of seconds, got inf"),
+        (["submit", "hi", "--timeout", "nan"], "--timeout: expected a number of seconds, got nan"),
+        (["submit", "hi", "--timeout", "1e30"], "timeout_ms"),
+        (["submit", ""], "text: it is empty"),
+        (["submit", " \n"], "text: it is empty"),
+        (["submit", "hi", "-s", ""], "expected a socket's path, or tcp://host:port"),
+        (["status", "-s", "http://127.0.0.1:8080"], "expected a socket's path, or tcp://host:port"),
         (["submit", "hi", "--stop", ""], "stop"),
         (["submit", "hi", "-s", "tcp://nowhere"], "expected tcp://host:port"),
     ],
@@ -112,6 +141,12 @@ def test_a_missing_daemon_is_one_line_that_says_how_to_start_it(
     assert capsys.readouterr().err == (
         f"granville: no daemon is listening on {path}; start one with `granville serve smollm2 -s {path}`\n"
     )
+
+
+def test_a_socket_path_that_is_too_long_is_told_as_that(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / ("x" * 200)
+    assert main(["status", "-s", str(path)]) == 9
+    assert capsys.readouterr().err == f"granville: {path}: AF_UNIX path too long\n"
 
 
 def test_flags_come_from_the_environment_and_the_command_line_wins(

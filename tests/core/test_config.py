@@ -70,3 +70,6 @@ def test_home_can_be_moved(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     assert home() == tmp_path / "elsewhere"
     monkeypatch.setenv("GRANVILLE_HOME", "")
     assert home() == tmp_path / ".granville"
+    monkeypatch.setenv("GRANVILLE_HOME", "~nobody-of-this-name/models")
+    with pytest.raises(StartupError, match="set GRANVILLE_HOME to a folder"):
+        home()

@@ -78,6 +78,7 @@ NEEDS: list[tuple[str, Any, str]] = [
     ("grammar", "root ::= 'a'", "constrain"),
     ("json_schema", {}, "constrain"),
     ("tools", [{}], "tools"),
+    ("tool_choice", "auto", "tools"),
 ]
 
 
@@ -90,6 +91,14 @@ def test_what_a_model_cannot_do_is_refused(field: str, value: Any, feature: str)
         with pytest.raises(Unsupported, match=f"^{field}: "):
             roster_of(lacking).check(ask(**{field: value}, model_id=by_name))
     roster_of(lacking, entry("llama-2")).check(request)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("audio", b"RIFF"), ("audio_path", "/a.wav"), ("documents", ["d"]), ("voice", "amy")]
+)
+def test_what_is_for_other_types_is_refused_and_not_passed_over(field: str, value: object) -> None:
+    with pytest.raises(Unsupported, match=f"^{field}: "):
+        roster_of(entry()).check(ask(**{field: value}))
 
 
 def test_one_model_must_be_able_to_do_all_of_it() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,12 +18,14 @@ from granville import __version__
 from tests.e2e.harness import (
     GRANVILLE,
     PATIENCE_S,
+    Client,
     Daemon,
     environment,
     eventually,
     granville,
     is_ack,
     running,
+    serve_command,
     text_of,
     words,
 )
@@ -174,6 +177,27 @@ def test_ctrl_c_cancels_the_job(daemon: Daemon, folder: Path) -> None:
         assert process.stderr.read() == b""
     eventually(lambda: daemon.counts()["cancelled"] == cancelled + 1)
     eventually(lambda: daemon.counts()["running"] == 0)
+
+
+def test_a_person_who_ends_the_daemon_is_told_what_it_waits_for(folder: Path) -> None:
+    outside, inside = os.openpty()
+    command = serve_command(folder, "--no-http", "--grace", "45", config={"decode_s": 0.01})
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=inside, env=environment(folder)) as process:
+        os.close(inside)
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith(b"granville ready")
+        with socket.socket(socket.AF_UNIX) as connection, Client(connection) as client:
+            connection.connect(str(folder / "g.sock"))
+            assert is_ack(client.ask({"id": "runs", "text": words(3000), "max_tokens": 3000}))
+            eventually(lambda: client.ask({"op": "status"})["jobs"]["running"] == 1)
+            process.send_signal(signal.SIGINT)
+            said = b""
+            while not said.endswith(b"at once\r\n"):
+                said += os.read(outside, 4096)
+            assert b"granville: finishing what runs (1), for 45 s at most; Ctrl-C ends at once" in said
+            process.send_signal(signal.SIGINT)
+            assert process.wait(PATIENCE_S) == 128 + signal.SIGINT
+    os.close(outside)
 
 
 def test_a_reader_that_has_enough(daemon: Daemon, folder: Path) -> None:

@@ -188,6 +188,18 @@ def test_sigterm_in_the_middle_of_an_answer(folder: Path) -> None:
         assert daemon.wait() == 0
 
 
+def test_sigterm_after_drain_lets_what_runs_finish(folder: Path) -> None:
+    flags = ("--slots", "1", "--grace", "15", "--no-http")
+    with running(folder, *flags, config={"decode_s": 0.01}) as daemon, daemon.connect() as client:
+        client.send({"id": "runs", "text": words(100), "stream": True}, {"id": "waits", "text": "x"})
+        eventually(lambda: daemon.counts()["running"] == 1)
+        assert daemon.ask({"op": "drain"})["state"] == "draining"
+        daemon.signal(signal.SIGTERM)
+        assert client.end_of("waits")["error"] == "shutting_down"
+        assert text_of(client.end_of("runs")) == words(100)
+        assert daemon.wait() == 0
+
+
 def test_the_grace_has_an_end(folder: Path) -> None:
     flags = ("--slots", "1", "--grace", "0.3", "--no-http")
     with running(folder, *flags, config={"decode_s": 0.01}) as daemon, daemon.connect() as client:

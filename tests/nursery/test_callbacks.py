@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 
+from granville.nursery.transport import HttpxTransport
 from granville.testing.kernel import request, running_kernel
 from granville.wire.framing import FrameReader
 
 
 @asynccontextmanager
 async def callback_socket(path: Path) -> AsyncIterator[trio.SocketListener]:
-    sock = trio.socket.socket(trio.socket.AF_UNIX)
-    await sock.bind(str(path))
+    sock = socket.socket(socket.AF_UNIX)
+    sock.bind(str(path))  # Trio's own bind goes through a thread, and the clock would jump on meanwhile
     sock.listen(16)
-    async with trio.SocketListener(sock) as listener:
+    async with trio.SocketListener(trio.socket.from_stdlib_socket(sock)) as listener:
         yield listener
     os.unlink(path)
 
@@ -129,3 +133,88 @@ async def test_senders_are_bounded(tmp_path: Path, stream: bool) -> None:
         ids = {(await everything(callback))[-1]["id"] for _ in range(4)}
         assert ids == set("0123")
         assert k.desk.counters.delivered == 4
+
+
+async def test_a_url_that_no_transport_takes_is_refused() -> None:
+    async with running_kernel() as k:
+        reply = await k.connect().ask(request("a", callback="http://127.0.0.1:8000/\x01"))
+        assert (reply["id"], reply["error"], reply["code"]) == ("a", "bad_request", 400)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_transport_that_fails_in_its_own_way_costs_one_message(
+    stream: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def post(self: HttpxTransport, url: str, body: bytes, timeout_s: float) -> int:
+        raise RuntimeError("nobody thought of this")
+
+    monkeypatch.setattr(HttpxTransport, "post", post)
+    async with running_kernel(decode_s=1.0) as k:
+        client = k.connect()
+        await client.ask(request("a", callback="http://127.0.0.1:9/", stream=stream))
+        await trio.sleep(100)
+        assert k.desk.counters.undelivered == 1
+        assert len(k.desk.admission) == 0
+        assert (await client.ask({"op": "ping"}))["ok"] is True
+    assert "nobody thought of this" in caplog.text
+
+
+async def http_callback(head: bytes, body: bytes, sent: list[int]) -> int:
+    """The status that the transport makes of a server's answer; `body` is sent for ever."""
+
+    async def answer(stream: trio.SocketStream) -> None:
+        await stream.receive_some(65536)
+        with contextlib.suppress(trio.BrokenResourceError):
+            await stream.send_all(head)
+            while body:
+                await stream.send_all(body)
+                sent.append(len(body))
+
+    async with trio.open_nursery() as nursery:  # the server beside the transport
+        (listener,) = await nursery.start(partial(trio.serve_tcp, answer, 0, host="127.0.0.1"))
+        port = listener.socket.getsockname()[1]
+        status = await HttpxTransport().post(f"http://127.0.0.1:{port}/", b"x", 10)
+        nursery.cancel_scope.cancel()
+    return status
+
+
+@pytest.mark.real_time
+@pytest.mark.parametrize(
+    "head",
+    [b"HTTP/1.1 200 OK\r\n\r\n", b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\n\r\n"],
+    ids=["endless", "badly encoded"],
+)
+async def test_the_body_of_an_http_callbacks_answer_is_not_read(head: bytes) -> None:
+    sent: list[int] = []
+    with trio.fail_after(5):
+        assert await http_callback(head, b"x" * 65536, sent) == 200
+    assert sum(sent) < 64 << 20
+
+
+async def test_a_slow_callback_of_a_repeated_request_loses_the_job(tmp_path: Path) -> None:
+    text = " ".join(["x" * 3000] * 300)
+    settings: dict[str, Any] = {"context_size": 10**6, "max_outbox_bytes": 500_000}
+    async with running_kernel(decode_s=0.01, **settings) as k, callback_socket(tmp_path / "deaf"):
+        client = k.connect()
+        await client.ask(request("a", text, stream=True, max_tokens=1000, callback=str(tmp_path / "never")))
+        await client.ask(request("a", text, stream=True, max_tokens=1000, callback=str(tmp_path / "deaf")))
+        await trio.sleep(5)
+        assert (k.desk.counters.cancelled, k.desk.counters.failed) == (1, 0)
+
+
+async def test_a_callback_that_is_no_longer_the_newest_is_hung_up_on(tmp_path: Path) -> None:
+    async with running_kernel(decode_s=10.0) as k, callback_socket(tmp_path / "old") as old:
+        client = k.connect()
+        await client.ask(request("a", callback=str(tmp_path / "old"), stream=True))
+        with trio.fail_after(15):
+            messages = []
+            async with trio.open_nursery() as nursery:  # the old callback's reader beside the client
+
+                async def read() -> None:
+                    messages.extend(await everything(old))
+
+                nursery.start_soon(read)
+                await trio.sleep(12)
+                await client.ask(request("a", stream=True))
+        assert messages == [{"id": "a", "delta": "one"}]
+        assert (await client.receive())["delta"] == "one"

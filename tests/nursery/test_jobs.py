@@ -258,3 +258,33 @@ async def test_a_wrong_control_operation_is_answered_under_its_rid() -> None:
         assert (reply["code"], reply["rid"]) == (400, "r1")
         reply = await client.ask({"op": "cancel", "rid": 2})
         assert (reply["code"], reply["rid"]) == (400, 2)
+
+
+async def test_a_repeated_request_may_begin_to_stream_where_it_is() -> None:
+    async with running_kernel(decode_s=1.0) as k:
+        client = k.connect()
+        await client.ask(request("a", "one two three four"))
+        await trio.sleep(2.5)
+        assert await client.ask(request("a", "one two three four", stream=True)) == {"id": "a", **ACK}
+        deltas = []
+        while "delta" in (message := await client.receive()):
+            deltas.append(message["delta"])
+        assert deltas == ["one two", " three", " four"]
+        assert message["tool_input_json"] == '["one two three four"]'
+
+
+async def test_one_clients_flood_is_handled_in_turns() -> None:
+    """Sixty thousand tiny messages come in one read; another client does not wait for all of them."""
+    async with running_kernel() as k:
+        flood, other = k.connect(), k.connect()
+        await trio.testing.wait_all_tasks_blocked()
+        await flood.stream.send_all(b"\x80" * 60_000)
+        assert (await other.ask({"op": "ping"}))["ok"] is True
+        assert k.desk.counters.rejected < 10_000
+
+
+async def test_an_id_is_free_the_moment_its_answer_is_sent() -> None:
+    async with running_kernel(decode_s=1.0) as k:
+        await k.connect().ask(request("a"))
+        k.desk.cancel("a")
+        assert len(k.desk.admission) == 0

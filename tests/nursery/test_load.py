@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import socket
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -109,6 +112,25 @@ async def test_a_daemon_that_hangs_up_is_an_error_that_says_so(tmp_path: Path) -
         pytest.RaisesGroup(pytest.RaisesExc(GranvilleError, match="closed a connection with 1 answers")),
     ):
         await run_against(hang_up, plan_for(tmp_path, 1, 1))
+
+
+def test_a_connection_that_breaks_is_one_line_and_a_status(tmp_path: Path) -> None:
+    """A daemon that dies with requests unread resets its connections; one that has read them closes."""
+    for unread in (True, False):
+        path = tmp_path / f"unread-{unread}"
+        with socket.socket(socket.AF_UNIX) as listening:
+            listening.bind(str(path))
+            listening.listen()
+            command = [sys.executable, "-m", "granville.testing.load", "--socket", str(path), "--clients", "2"]
+            with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as load:
+                connections = [listening.accept()[0] for _ in range(2)]
+                for connection in connections:
+                    with connection:
+                        connection.recv(65536, socket.MSG_PEEK if unread else 0)
+                out, err = load.communicate(timeout=30)
+        assert (load.returncode, out) == (1, "")
+        assert err.startswith("load: the ")
+        assert err.count("\n") == 1, err
 
 
 async def test_no_daemon_is_an_error_that_names_the_socket(tmp_path: Path) -> None:

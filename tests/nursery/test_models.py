@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
 import pytest
 import trio
 
-from granville.hosting.interface import DriverError
+from granville.hosting.interface import DriverError, Generate, Model, ModelSpec, Token
+from granville.nursery.inference import Inference
+from granville.nursery.stepper import EventSink
+from granville.scheduling.roster import ModelEntry
+from granville.testing.fake import FakeDriver, FakeModel, FakePlan
 from granville.testing.kernel import request, running_kernel
 
 
@@ -89,3 +98,75 @@ async def test_a_model_that_cannot_be_loaded_cannot_start() -> None:
     with pytest.RaisesGroup(DriverError, flatten_subgroups=True, allow_unwrapped=True):
         async with running_kernel(load_error="this is no model"):
             pytest.fail("the kernel started")
+
+
+async def test_text_that_cannot_be_sent_costs_its_job_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running_kernel(slots=2, decode_s=1.0) as k:
+        emit = FakeModel._emit
+
+        def emit_half_a_character(self: FakeModel, job: Any, count: int) -> None:
+            if job.words[0] == "bad":
+                self._events.append(Token(job.request.id, "\ud800"))
+            emit(self, job, count)
+
+        monkeypatch.setattr(FakeModel, "_emit", emit_half_a_character)
+        client = k.connect()
+        await client.send(request("bad", "bad"), request("good", "a b"))
+        ends = {(m := await client.terminal())["id"]: m for _ in range(2)}
+        assert (ends["bad"]["error"], ends["bad"]["code"]) == ("internal", 500)
+        assert ends["good"]["tool_input_json"] == '["a b"]'
+        assert trio.current_time() < 10
+
+
+async def test_a_driver_that_returns_nonsense_is_lost_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running_kernel(models=2, decode_s=1.0) as k:
+        client = k.connect()
+        monkeypatch.setattr(k.drivers[0].models[0], "step", lambda prefill_ms: [None])
+        await client.send(request("bad", model_id="fake-0"), request("good", "a b", model_id="fake-1"))
+        ends = {(m := await client.terminal())["id"]: m for _ in range(2)}
+        assert (ends["bad"]["code"], ends["good"]["tool_input_json"]) == (502, '["a b"]')
+        assert "NoneType" in ends["bad"]["message"]
+
+
+async def test_a_control_operation_that_fails_costs_its_own_reply() -> None:
+    async with running_kernel() as k:
+        client = k.connect()
+        k.desk.models[0].entry.path = "\udcff.gguf"  # a path that is not UTF-8, which no message can carry
+        reply = await client.ask({"op": "models", "rid": 7})
+        assert (reply["error"], reply["code"], reply["rid"]) == ("internal", 500, 7)
+        assert (await client.ask({"op": "ping"}))["ok"] is True
+
+
+@dataclass
+class FailsAtItsEnd:
+    """A stepper whose model is lost when it is to close."""
+
+    lives: list[FailsAtItsEnd]
+    closing: trio.Event = field(default_factory=trio.Event)
+
+    async def run(self, on_events: EventSink, *, task_status: trio.TaskStatus[Model]) -> None:
+        self.lives.append(self)
+        task_status.started(FakeDriver(FakePlan(), sleeps=False).load(ModelSpec(Path("fake.gguf"))))
+        await self.closing.wait()
+        raise DriverError("lost while closing")
+
+    def submit(self, request: Generate) -> None: ...
+
+    def cancel(self, id: str) -> None: ...
+
+    def close(self) -> None:
+        self.closing.set()
+
+    def stalled_s(self) -> float:
+        return 0.0
+
+
+async def test_a_model_that_fails_while_it_is_closed_is_not_loaded_again() -> None:
+    lives: list[FailsAtItsEnd] = []
+    async with running_kernel() as k, trio.open_nursery() as nursery:  # the model beside those of the kernel
+        entry = ModelEntry("doomed", "inference", "fake.gguf", "fake")
+        inference = Inference(entry, k.desk, partial(FailsAtItsEnd, lives))
+        await nursery.start(inference.run)
+        inference.close()
+        await trio.sleep(100)
+        assert len(lives) == 1
