@@ -41,6 +41,9 @@ log = logging.getLogger(__name__)
 READ_BYTES = 65_536
 TURN_MESSAGES = 64
 """Of one client, handled before the others get their turn."""
+FLOOD_PAUSE_S = 0.005
+"""After a whole turn that brought no job: a client that floods the daemon with requests it refuses is read more slowly,
+12 800 a second, and the models keep their cores."""
 LINGER_S = 2.0
 """How long a client may go on sending after its stream became unreadable."""
 
@@ -97,6 +100,8 @@ class Connection:
         self._routes: dict[Job, _InlineRoute] = {}
         self._all_answered = trio.Event()
         self._reading = trio.CancelScope()
+        self._accepted = False
+        """Whether the turn brought a job."""
 
     async def run(self) -> None:
         """Started by: the listener. Ends when: the client is gone, or has said all and got its answers. Cancelled
@@ -190,12 +195,13 @@ class Connection:
                     await self._outbox.room()
                     part_since = trio.current_time()  # while we did not read, the client could not finish its message
                 elif handled == TURN_MESSAGES:
-                    await trio.lowlevel.checkpoint()
+                    await trio.sleep(0 if self._accepted else FLOOD_PAUSE_S)
 
     def _take_turn(self, values: Iterator[object], reader: FrameReader) -> int:
         """Handle the next messages, and say how many: one read can bring tens of thousands of small ones, and the
         other clients are not to wait for all of them."""
         handled = 0
+        self._accepted = False
         with self._desk.cork:
             for value in islice(values, TURN_MESSAGES):
                 self._handle(value, reader.last_bytes)
@@ -255,6 +261,7 @@ class Connection:
             return
         delivery = JobDelivery(route, stream=request.stream)
         job = self._desk.accept(request, size, self._client(request), delivery)
+        self._accepted = True
         self._follow(job, route)
         self.push(encode(Ack(job.id)))
         self._senders.nursery.start_soon(deliver, self._desk, job, delivery)

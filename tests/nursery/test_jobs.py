@@ -288,3 +288,18 @@ async def test_an_id_is_free_the_moment_its_answer_is_sent() -> None:
         await k.connect().ask(request("a"))
         k.desk.cancel("a")
         assert len(k.desk.admission) == 0
+
+
+async def test_a_flood_of_refused_requests_is_read_slowly() -> None:
+    async with running_kernel(decode_s=0.001, queue_size=10_000) as k:
+        flood, other = k.connect(), k.connect()
+        began = trio.current_time()
+        await flood.send(*(request(str(n), model_id="nobody") for n in range(6400)))
+        for _ in range(6400):
+            assert (await flood.receive())["code"] == 404
+        assert trio.current_time() - began > 0.4
+        began = trio.current_time()
+        await other.send(*(request(f"job{n}", "a") for n in range(640)))
+        for _ in range(640):
+            await other.terminal()
+        assert trio.current_time() - began < 0.7, "jobs are read at full speed: only their steps take time"
