@@ -33,7 +33,6 @@ class ServeConfig:
     socket: str = DEFAULT_SOCKET
     http_port: int = DEFAULT_HTTP_PORT
     """0 picks a free port."""
-    http: bool = True
     tcp: tuple[str, int] | None = None
     queue_size: int = 1000
     """Waiting jobs; the next one is refused with 429."""

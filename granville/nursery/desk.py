@@ -80,8 +80,6 @@ class Desk:
 
     def token(self, job: Job, text: str) -> None:
         """A piece of a running job's answer."""
-        if job.first_token_at is None:
-            job.first_token_at = trio.current_time()
         if text:
             job.text.append(text)
             job.delivery.delta(text)

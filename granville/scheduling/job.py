@@ -43,7 +43,6 @@ class Job:
     charged_in: Priority | None = None
     """The class that it was taken from the backlog in, where its client was charged for it: after ageing a higher one
     than its own."""
-    first_token_at: float | None = None
     text: list[str] = field(default_factory=list)
     outcome: Result | ErrorReply | None = None
 

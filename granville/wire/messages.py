@@ -23,7 +23,6 @@ Name = Annotated[str, Meta(min_length=1, max_length=MAX_NAME_CHARS)]
 Class = Literal["critical", "high", "normal", "low"]
 ModelType = Literal["inference", "ranker", "stt", "tts", "embedding", "rerank"]
 FinishReason = Literal["stop", "length", "tool"]
-JobState = Literal["waiting", "running", "parked", "delivering", "finished", "cancelled"]
 
 
 class ChatMessage(Struct, frozen=True):
