@@ -50,19 +50,15 @@ class Channel:
             return
         now = trio.current_time()
         backlog, rate = self.admission.backlog, self.admission.rate
-        idle = sorted((c for c in self._consumers if c.entry.free > 0), key=lambda c: -c.entry.free)
+        idle = [consumer for consumer in self._consumers if consumer.entry.free > 0]
         while idle and len(backlog):
-            consumer = idle[0]
+            consumer = max(idle, key=lambda consumer: consumer.entry.free)
             job = backlog.take(consumer.entry.lanes, now)
-            if job is None:
-                idle.pop(0)
-                continue
-            rate.started(now, len(backlog))
-            consumer.start(job)
-            if consumer.entry.free <= 0:
-                idle.pop(0)
-            elif len(idle) > 1:
-                idle.sort(key=lambda c: -c.entry.free)
+            if job is not None:
+                rate.started(now, len(backlog))
+                consumer.start(job)
+            if job is None or consumer.entry.free <= 0:
+                idle.remove(consumer)
 
     def withdraw(self, job: Job) -> None:
         """Take back a job that is to end: out of the backlog, or off its model at the next step."""
