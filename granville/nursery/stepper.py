@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -49,9 +50,6 @@ class Stepper(Protocol):
         """Seconds since the last step ended, while there is something to step; 0 when idle."""
 
 
-StepperFactory = Callable[[Callable[[], Model]], Stepper]
-
-
 class Floor:
     """The jobs that a model is at work on, and what a command does to them; shared by every kind of stepper."""
 
@@ -85,7 +83,23 @@ class Floor:
 Command = Callable[[Floor], list[StepEvent]]
 
 
-class ThreadStepper:
+class Commanded(ABC):
+    """A stepper's calls as commands on the floor, for whoever runs the model's loop; None ends it."""
+
+    @abstractmethod
+    def _command(self, command: Command | None) -> None: ...
+
+    def submit(self, request: Generate) -> None:
+        self._command(lambda floor: floor.submit(request))
+
+    def cancel(self, id: str) -> None:
+        self._command(lambda floor: floor.cancel(id))
+
+    def close(self) -> None:
+        self._command(None)
+
+
+class ThreadStepper(Commanded):
     """The production stepper. The thread is abandoned, not awaited, if it hangs when the kernel ends."""
 
     def __init__(self, load: Callable[[], Model], prefill_ms: float | None = None) -> None:
@@ -136,14 +150,8 @@ class ThreadStepper:
             self.close()
             self._hand_over()
 
-    def submit(self, request: Generate) -> None:
-        self._command(lambda floor: floor.submit(request))
-
-    def cancel(self, id: str) -> None:
-        self._command(lambda floor: floor.cancel(id))
-
     def close(self) -> None:
-        self._command(None)
+        super().close()
         model = self._model  # its thread may take it away at any time
         if model is not None:
             model.interrupt()

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
+import msgspec
 import trio
 
 from granville.hosting.interface import (
@@ -29,7 +30,7 @@ from granville.hosting.interface import (
     Token,
     Usage,
 )
-from granville.nursery.stepper import Command, EventSink, Floor
+from granville.nursery.stepper import Command, Commanded, EventSink, Floor
 
 Fault = Literal["raise", "hang", "fail_job"]
 
@@ -203,11 +204,14 @@ def _plan_from(options: Mapping[str, object]) -> FakePlan:
     unknown = options.keys() - known
     if unknown:
         raise DriverError(f"unknown option {min(unknown)!r}; the fake driver knows {', '.join(sorted(known))}")
-    return FakePlan(**options)  # type: ignore[arg-type]  # checked by the driver's own users
+    try:
+        return msgspec.convert(dict(options), FakePlan)
+    except msgspec.ValidationError as error:
+        raise DriverError(f"the fake driver's options: {error}") from None
 
 
 @dataclass
-class TrioStepper:
+class TrioStepper(Commanded):
     """Steps a fake model in Trio time: each step sleeps for as long as the model says that it took."""
 
     load: Callable[[], Model]
@@ -246,15 +250,6 @@ class TrioStepper:
         finally:
             self._busy_since = None
             model.close()
-
-    def submit(self, request: Generate) -> None:
-        self._command(lambda floor: floor.submit(request))
-
-    def cancel(self, id: str) -> None:
-        self._command(lambda floor: floor.cancel(id))
-
-    def close(self) -> None:
-        self._command(None)
 
     def stalled_s(self) -> float:
         return 0.0 if self._busy_since is None else trio.current_time() - self._busy_since
