@@ -13,7 +13,7 @@ from cyclopts import Parameter
 
 from granville.cli.main import describe
 from granville.cli.options import ModelId, Socket, Temperature, make_request
-from granville.cli.terminal import cancel_on_interrupt, note, note_if_cut_off, show
+from granville.cli.terminal import cancel_on_interrupt, note, note_if_cut_off, show_answer
 from granville.client import ChatMessage, Request, Result, connect
 from granville.client.address import DEFAULT_ADDRESS
 from granville.errors import BadRequest, GranvilleError, PromptTooLong
@@ -87,16 +87,8 @@ def _answer_or_none(address: str, request: Request) -> Result | None:
 
 async def _answer(address: str, request: Request) -> Result | None:
     """The answer, shown as it comes; None after Ctrl-C."""
-    begun = False
-    try:
-        async with connect(address) as client, cancel_on_interrupt(), client.start(request) as answer:
-            async for text in answer:
-                show(text)
-                begun = True
-            return answer.result
-    finally:
-        if begun:
-            show("", end="\n")
+    async with connect(address) as client, cancel_on_interrupt(), client.start(request) as answer:
+        return await show_answer(answer)
     return None
 
 

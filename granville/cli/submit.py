@@ -12,7 +12,7 @@ from cyclopts import Parameter
 
 from granville.cli.exits import INTERRUPTED, OK
 from granville.cli.options import ModelId, Priority, Socket, Temperature, make_request
-from granville.cli.terminal import cancel_on_interrupt, note_if_cut_off, show
+from granville.cli.terminal import cancel_on_interrupt, note_if_cut_off, show, show_answer
 from granville.client import Request, Result, connect, listen_for_results
 from granville.client.address import DEFAULT_ADDRESS, is_tcp
 from granville.errors import BadRequest, TooLarge
@@ -96,24 +96,17 @@ async def _ask(address: str, request: Request, json: bool) -> Result | None:
     """The result, delivered to a callback socket of our own where there can be one; None after Ctrl-C."""
     # A daemon takes no callback to a local path from a request that came over TCP.
     own_callback = nullcontext() if is_tcp(address) else listen_for_results()
-    begun = False
-    try:
-        async with (
-            connect(address) as client,
-            own_callback as mailbox,
-            cancel_on_interrupt(),
-            client.start(request, mailbox) as answer,
-        ):
-            async for text in answer:
-                if json:
-                    show(msgspec.json.encode(Delta(request.id, text)).decode(), end="\n")
-                else:
-                    show(text)
-                    begun = True
-            return answer.result
-    finally:
-        if begun:
-            show("", end="\n")
+    async with (
+        connect(address) as client,
+        own_callback as mailbox,
+        cancel_on_interrupt(),
+        client.start(request, mailbox) as answer,
+    ):
+        if not json:
+            return await show_answer(answer)
+        async for text in answer:
+            show(msgspec.json.encode(Delta(request.id, text)).decode(), end="\n")
+        return answer.result
     return None
 
 

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from granville.client import Result
+from granville.client import Answer, Result
 from granville.client.background import Background
 
 _CONTROLS = dict.fromkeys((*range(0x20), *range(0x7F, 0xA0)))
@@ -24,6 +24,19 @@ def printable(text: str) -> str:
 def show(text: str, end: str = "") -> None:
     """Write to stdout at once; as it is to a pipe or a file, without control characters to a terminal."""
     print(printable(text) if sys.stdout.isatty() else text, end=end, flush=True)
+
+
+async def show_answer(answer: Answer) -> Result:
+    """An answer's text as it comes, and the end of its line however it ends. Raises the error that it ends with."""
+    begun = False
+    try:
+        async for text in answer:
+            show(text)
+            begun = True
+        return answer.result
+    finally:
+        if begun:
+            show("", end="\n")
 
 
 def note(sentence: str) -> None:
