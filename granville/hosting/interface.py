@@ -28,6 +28,13 @@ class ModelSpec:
     """Let the backend write its own log to stderr; otherwise it is silent."""
     options: Mapping[str, object] = field(default_factory=dict)
     """The driver's own settings, from driver.json or the manifest (`gpu_layers`, `flash_attention`, ...)."""
+    type: str = "inference"
+    """What the model is loaded for: a model type of the protocol."""
+    kv_ram_bytes: int = 0
+    """How much of cached and parked states may be kept in memory; `Model.limit_cache` changes it later."""
+    kv_disk_bytes: int = 0
+    kv_dir: Path | None = None
+    """A folder of this model's own for states on disk, made by the driver, mode 0700; None keeps none there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +50,8 @@ class Capabilities:
     constrain: bool = False
     """`grammar` and `json_schema`."""
     tools: bool = False
+    score: bool = False
+    """It takes `Score` beside its slots."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +70,9 @@ class ModelInfo:
 class Message:
     role: str
     content: str
+    token_ids: tuple[int, ...] = ()
+    """Of what this model said itself: the tokens as they were sampled. Where they spell `content` they stand for it,
+    because text does not always re-tokenise to what was sampled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +88,32 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True)
+class Tool:
+    """Something that the model may call."""
+
+    name: str
+    description: str
+    parameters: Mapping[str, object]
+    """JSON schema of the arguments, an object."""
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    name: str
+    arguments: str
+    """A JSON object that fits the tool's schema."""
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """What the whole answer has to be."""
+
+    kind: Literal["gbnf", "json_schema"]
+    source: str
+    """The grammar, or the schema as JSON."""
+
+
+@dataclass(frozen=True, slots=True)
 class Generate:
     """One job, as a driver sees it. A model without a chat template completes a single turn's text raw."""
 
@@ -86,6 +124,46 @@ class Generate:
     stop: tuple[str, ...] = ()
     urgency: int = 2
     """The job's class, 0 critical to 3 low: a critical job's prefill is not held back for others' streams."""
+    session: str | None = None
+    """The conversation that this is a turn of: its state is kept under this name for the next turn, which comes only
+    when this one has ended."""
+    reset_cache: bool = False
+    """Forget what was kept for the session and take nothing from a cache."""
+    constraint: Constraint | None = None
+    tools: tuple[Tool, ...] = ()
+    tool_choice: str = "auto"
+    """`auto`, `none`, `required`, or the name of the tool to call."""
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """How likely each label is to follow the prompt. Takes no slot: a model with the `score` capability answers it
+    beside whatever runs, from a sequence of its own, and reads again only what differs from the prompt before."""
+
+    id: str
+    prompt: str
+    """Plain text: names of control tokens in it are text."""
+    labels: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Embed:
+    """A vector for each text. Takes a slot."""
+
+    id: str
+    texts: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Rerank:
+    """How well each document answers the query. Takes a slot."""
+
+    id: str
+    query: str
+    documents: tuple[str, ...]
+
+
+Task = Generate | Score | Embed | Rerank
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +191,19 @@ class Finished:
     id: str
     finish_reason: FinishReason
     usage: Usage
+    call: ToolCall | None = None
+    """With finish_reason `tool`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """A job that gives a value instead of text has ended, and its slot, if it had one, is free."""
+
+    id: str
+    value: list[float] | list[list[float]]
+    """Score: a natural logarithm of a probability for each label. Embed: a vector for each text. Rerank: a score for
+    each document."""
+    usage: Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +223,7 @@ class Parked:
     id: str
 
 
-Event = Token | Finished | Failed | Parked
+Event = Token | Finished | Output | Failed | Parked
 
 
 class DriverError(Exception):
@@ -142,7 +233,7 @@ class DriverError(Exception):
 
 @runtime_checkable
 class Model(Protocol):
-    """A loaded model. Every call comes from the model's one thread, except `interrupt`."""
+    """A loaded model. Every call comes from the model's one thread, except `interrupt` and `stats`."""
 
     @property
     def slots(self) -> int: ...
@@ -153,9 +244,9 @@ class Model(Protocol):
     @property
     def info(self) -> ModelInfo: ...
 
-    def submit(self, request: Generate) -> None:
-        """Take a job into a free slot; the kernel never submits more than `slots`. Whatever is wrong with the job
-        comes out of the next step as Failed."""
+    def submit(self, request: Task) -> None:
+        """Take a job into a free slot; the kernel never submits more than `slots`, `Score` not counted. Whatever is
+        wrong with the job comes out of the next step as Failed."""
 
     def step(self, prefill_ms: float | None) -> list[Event]:
         """At most one decode of all running jobs and at most `prefill_ms` of prefill beside them (None: the
@@ -170,6 +261,14 @@ class Model(Protocol):
 
     def resume(self, id: str) -> None:
         """Put a parked job back on a free slot; it produces just the tokens that it would have produced."""
+
+    def limit_cache(self, kv_ram_bytes: int) -> None:
+        """Keep no more than this of cached states in memory from now on; the least valuable go first, states of
+        parked jobs last of all."""
+
+    def stats(self) -> Mapping[str, int | float | str]:
+        """Figures for `granville status`, under the driver's own names: `threads`, `kv_ram_bytes`, `kv_disk_bytes`, …
+        Called from any thread, returns at once."""
 
     def interrupt(self) -> None:
         """Called from any thread at any time: end the current step soon. The next step clears it."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from granville.errors import WIRE_ERRORS, DriverFailed, GranvilleError, Internal
-from granville.hosting.interface import DriverError, Failed, Finished, Generate, Message, Model, Sampling, Token
+from granville.hosting.interface import DriverError, Failed, Finished, Generate, Message, Model, Output, Sampling, Token
 from granville.nursery.stepper import Released, StepEvent, Stepper
 from granville.scheduling.job import Job
 from granville.scheduling.roster import ModelEntry
@@ -163,6 +163,8 @@ class Inference:
             self._desk.end(job, to_result(job, self.entry, event))
         elif isinstance(event, Failed):
             self._desk.end(job, to_error(event))
+        elif isinstance(event, Output):
+            self._desk.end(job, DriverFailed("the driver gave a value where text was asked for"))
         else:
             self._desk.end(job, DriverFailed("the driver parked a job that nobody asked it to park"))
 

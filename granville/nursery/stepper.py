@@ -10,7 +10,7 @@ import logging
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from queue import Empty, SimpleQueue
@@ -18,7 +18,7 @@ from typing import Protocol
 
 import trio
 
-from granville.hosting.interface import DriverError, Event, Failed, Finished, Generate, Model, Parked, Token
+from granville.hosting.interface import DriverError, Event, Failed, Finished, Model, Output, Parked, Task, Token
 
 log = logging.getLogger(__name__)
 
@@ -40,9 +40,18 @@ class Stepper(Protocol):
     async def run(self, on_events: EventSink, *, task_status: trio.TaskStatus[Model]) -> None:
         """Load the model, start with it, and step it until `close`. Raises DriverError when the model is lost."""
 
-    def submit(self, request: Generate) -> None: ...
+    def submit(self, request: Task) -> None: ...
 
     def cancel(self, id: str) -> None: ...
+
+    def park(self, id: str) -> None: ...
+
+    def resume(self, id: str) -> None: ...
+
+    def limit_cache(self, kv_ram_bytes: int) -> None: ...
+
+    def stats(self) -> Mapping[str, int | float | str]:
+        """The model's own figures; empty while there is none."""
 
     def close(self) -> None: ...
 
@@ -57,24 +66,47 @@ class Floor:
         self.model = model
         self.prefill_ms = prefill_ms
         self.running: set[str] = set()
+        self.parked: set[str] = set()
 
-    def submit(self, request: Generate) -> list[StepEvent]:
+    def submit(self, request: Task) -> list[StepEvent]:
         self.running.add(request.id)
         self.model.submit(request)
         return []
 
     def cancel(self, id: str) -> list[StepEvent]:
+        if id in self.parked:
+            self.parked.discard(id)
+            self.model.cancel(id)
+            return []
         if id not in self.running:
             return []
         self.model.cancel(id)
         self.running.discard(id)
         return [Released(id)]
 
+    def park(self, id: str) -> list[StepEvent]:
+        if id in self.running:
+            self.model.park(id)
+        return []
+
+    def resume(self, id: str) -> list[StepEvent]:
+        if id in self.parked:
+            self.parked.discard(id)
+            self.running.add(id)
+            self.model.resume(id)
+        return []
+
+    def limit_cache(self, kv_ram_bytes: int) -> list[StepEvent]:
+        self.model.limit_cache(kv_ram_bytes)
+        return []
+
     def step(self) -> list[StepEvent]:
         events: list[StepEvent] = list(self.model.step(self.prefill_ms))
         for event in events:
-            if isinstance(event, Finished | Failed | Parked):
+            if isinstance(event, Finished | Output | Failed | Parked):
                 self.running.discard(event.id)
+                if isinstance(event, Parked):
+                    self.parked.add(event.id)
             elif not isinstance(event, Token):
                 raise DriverError(f"the driver's step returned a {type(event).__name__}, which is no event")
         return events
@@ -89,11 +121,20 @@ class Commanded(ABC):
     @abstractmethod
     def _command(self, command: Command | None) -> None: ...
 
-    def submit(self, request: Generate) -> None:
+    def submit(self, request: Task) -> None:
         self._command(lambda floor: floor.submit(request))
 
     def cancel(self, id: str) -> None:
         self._command(lambda floor: floor.cancel(id))
+
+    def park(self, id: str) -> None:
+        self._command(lambda floor: floor.park(id))
+
+    def resume(self, id: str) -> None:
+        self._command(lambda floor: floor.resume(id))
+
+    def limit_cache(self, kv_ram_bytes: int) -> None:
+        self._command(lambda floor: floor.limit_cache(kv_ram_bytes))
 
     def close(self) -> None:
         self._command(None)
@@ -155,6 +196,10 @@ class ThreadStepper(Commanded):
         model = self._model  # its thread may take it away at any time
         if model is not None:
             model.interrupt()
+
+    def stats(self) -> Mapping[str, int | float | str]:
+        model = self._model
+        return {} if model is None else model.stats()
 
     def stalled_s(self) -> float:
         return time.monotonic() - self._progress_at if self._busy else 0.0

@@ -9,7 +9,7 @@ from granville.errors import GranvilleError
 from granville.scheduling.priority import Priority
 from granville.wire.messages import ErrorReply, Request, Result, error_reply
 
-State = Literal["waiting", "running", "delivering"]
+State = Literal["waiting", "running", "parked", "delivering"]
 ClientKey = tuple[str, str]
 """Who shares fairly with whom: (user, program)."""
 Lane = tuple[Literal["model", "type"], str]
@@ -44,6 +44,15 @@ class Job:
     """The class that it was taken from the backlog in, where its client was charged for it: after ageing a higher one
     than its own."""
     text: list[str] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    """What the model has said so far, as it sampled it."""
+    bound_to: str | None = None
+    """The one model that may run it, though the request names none: its session's, its turn's by round-robin, or the
+    one where it is parked."""
+    parks: int = 0
+    """How often it was taken off its slot for more urgent work."""
+    losses: int = 0
+    """How often its model failed while it ran."""
     outcome: Result | ErrorReply | None = None
 
     @property
@@ -52,8 +61,9 @@ class Job:
 
     @property
     def lane(self) -> Lane:
-        if self.request.model_id is not None:
-            return ("model", self.request.model_id)
+        model_id = self.request.model_id or self.bound_to
+        if model_id is not None:
+            return ("model", model_id)
         return ("type", self.request.model_type)
 
     def decide(self, outcome: Result | GranvilleError) -> bool:

@@ -27,6 +27,7 @@ from granville.hosting.interface import (
     ModelInfo,
     ModelSpec,
     Parked,
+    Task,
     Token,
     Usage,
 )
@@ -70,6 +71,7 @@ class FakeModel:
         self.info = ModelInfo("fake", plan.context_size, memory_bytes=0, description="echoes its prompt")
         self.elapsed_s = 0.0
         self.closed = False
+        self.cache_limit = spec.kv_ram_bytes
         self._plan = plan
         self._count_step = count_step
         self._interrupted = threading.Event()
@@ -78,7 +80,8 @@ class FakeModel:
         self._parked: dict[str, _Job] = {}
         self._events: list[Event] = []
 
-    def submit(self, request: Generate) -> None:
+    def submit(self, request: Task) -> None:
+        assert isinstance(request, Generate), "the fake model only generates"
         assert len(self._running) < self.slots, "more jobs than slots"
         words = request.messages[-1].content.split()
         prompt = sum(len(message.content.split()) for message in request.messages)
@@ -114,6 +117,12 @@ class FakeModel:
 
     def resume(self, id: str) -> None:
         self._running[id] = self._parked.pop(id)
+
+    def limit_cache(self, kv_ram_bytes: int) -> None:
+        self.cache_limit = kv_ram_bytes
+
+    def stats(self) -> Mapping[str, int | float | str]:
+        return {"running": len(self._running), "parked": len(self._parked)}
 
     def interrupt(self) -> None:
         self._interrupted.set()
@@ -219,6 +228,7 @@ class TrioStepper(Commanded):
     _commands: list[Command | None] = field(default_factory=list)
     _wake: trio.Event = field(default_factory=trio.Event)
     _busy_since: float | None = None
+    _model: FakeModel | None = None
 
     async def run(
         self, on_events: EventSink, *, task_status: trio.TaskStatus[Model] = trio.TASK_STATUS_IGNORED
@@ -227,6 +237,7 @@ class TrioStepper(Commanded):
         kernel's end."""
         model = self.load()
         assert isinstance(model, FakeModel)
+        self._model = model
         await trio.sleep(model._plan.load_s)
         task_status.started(model)
         floor = Floor(model, self.prefill_ms)
@@ -250,6 +261,9 @@ class TrioStepper(Commanded):
         finally:
             self._busy_since = None
             model.close()
+
+    def stats(self) -> Mapping[str, int | float | str]:
+        return {} if self._model is None else self._model.stats()
 
     def stalled_s(self) -> float:
         return 0.0 if self._busy_since is None else trio.current_time() - self._busy_since

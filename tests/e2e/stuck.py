@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 
-from granville.hosting.interface import Capabilities, Event, Generate, ModelInfo, ModelSpec
+from granville.hosting.interface import Capabilities, Event, ModelInfo, ModelSpec, Task
 
 
 class StuckModel:
@@ -14,7 +15,7 @@ class StuckModel:
     def __init__(self, slots: int) -> None:
         self.slots = slots
 
-    def submit(self, request: Generate) -> None: ...
+    def submit(self, request: Task) -> None: ...
 
     def step(self, prefill_ms: float | None) -> list[Event]:
         threading.Event().wait()
@@ -25,6 +26,11 @@ class StuckModel:
     def park(self, id: str) -> None: ...
 
     def resume(self, id: str) -> None: ...
+
+    def limit_cache(self, kv_ram_bytes: int) -> None: ...
+
+    def stats(self) -> Mapping[str, int | float | str]:
+        return {}
 
     def interrupt(self) -> None: ...
 

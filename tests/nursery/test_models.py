@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 import trio
 
-from granville.hosting.interface import DriverError, Generate, Model, ModelSpec, Token
+from granville.hosting.interface import DriverError, Model, ModelSpec, Task, Token
 from granville.nursery.inference import Inference
 from granville.nursery.stepper import EventSink
 from granville.scheduling.roster import ModelEntry
@@ -150,9 +151,18 @@ class FailsAtItsEnd:
         await self.closing.wait()
         raise DriverError("lost while closing")
 
-    def submit(self, request: Generate) -> None: ...
+    def submit(self, request: Task) -> None: ...
 
     def cancel(self, id: str) -> None: ...
+
+    def park(self, id: str) -> None: ...
+
+    def resume(self, id: str) -> None: ...
+
+    def limit_cache(self, kv_ram_bytes: int) -> None: ...
+
+    def stats(self) -> Mapping[str, int | float | str]:
+        return {}
 
     def close(self) -> None:
         self.closing.set()

@@ -12,6 +12,7 @@ attention adds in another order.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 
 from granville.hosting.interface import (
     Capabilities,
@@ -23,6 +24,7 @@ from granville.hosting.interface import (
     Generate,
     ModelInfo,
     Parked,
+    Task,
     Token,
 )
 from granville_llama.binding import Context, Decoded, Weights
@@ -68,7 +70,9 @@ class LlamaModel:
         self._decode_s = 0.0
         self._prefill_token_s = 0.0
 
-    def submit(self, request: Generate) -> None:
+    def submit(self, request: Task) -> None:
+        if not isinstance(request, Generate):
+            raise DriverError(f"this model takes no {type(request).__name__}")
         if request.id in self._jobs:
             raise DriverError(f"a job with the id {request.id} is here already")
         free = self._free_slots()
@@ -123,6 +127,12 @@ class LlamaModel:
         if sequence is None or sequence.slot >= 0:
             raise DriverError(f"no job with the id {id} is parked")
         self._seat(sequence, self._free_slots()[0])
+
+    def limit_cache(self, kv_ram_bytes: int) -> None:
+        """Nothing is kept beside the slots yet."""
+
+    def stats(self) -> Mapping[str, int | float | str]:
+        return {"streams": sum(bool(sequence and sequence.decoding) for sequence in self._on_slots)}
 
     def interrupt(self) -> None:
         self._context.interrupt()
