@@ -18,11 +18,13 @@ from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import cyclopts
 from granville_llama.loading import Options
 
+from benchmarks.contention import long_prompt, neighbour, shared_prefix, urgent
+from benchmarks.conversations import churn, sessions
 from benchmarks.kernel import kernel
 from benchmarks.peers import ROOT, Peers, PeersError, prepare
 from benchmarks.processes import BenchError, Watch
@@ -32,12 +34,16 @@ from benchmarks.settings import Settings
 from benchmarks.startup import start_up
 from benchmarks.stress import critical, left_over, saturated
 
-Scenario = Literal["serving", "leftover", "saturated", "critical", "kernel", "startup"]
-SCENARIOS: tuple[Scenario, ...] = ("serving", "leftover", "saturated", "critical", "kernel", "startup")
+Scenario = Literal[
+    "serving", "leftover", "saturated", "critical", "kernel", "startup",
+    "prefix", "longprompt", "urgent", "sessions", "neighbour", "churn",
+]  # fmt: skip
+SCENARIOS: tuple[Scenario, ...] = get_args(Scenario)
 CLIENTS_BY_SLOTS = {8: (1, 4, 8), 16: (16,)}
 LEFT_OVER_SLOTS = 8
 QUICK_ROUNDS = 1
 QUICK_REQUESTS = 1
+QUICK_CHURN_MINUTES = 0.5
 THREADS = min(2, len(os.sched_getaffinity(0)))
 """More than two change the proportions that the goals were set for."""
 REPACK = Options().repack
@@ -58,6 +64,7 @@ def bench(
     threads: Positive = THREADS,
     context_size: Positive = 1024,
     repack: bool = REPACK,
+    minutes: float = 10.0,
     quick: bool = False,
     json: Path = ROOT / "build" / "bench" / "results.json",
 ) -> int:
@@ -79,6 +86,8 @@ def bench(
         Tokens a slot, on both sides.
     repack
         Let llama.cpp rearrange weights for the CPU, on both sides; as our driver does by default.
+    minutes
+        How long sessions churn.
     quick
         One round of one request a client: to see that everything runs.
     json
@@ -91,6 +100,7 @@ def bench(
         max_tokens=max_tokens,
         requests_per_client=QUICK_REQUESTS if quick else requests,
         repack=repack,
+        churn_minutes=QUICK_CHURN_MINUTES if quick else minutes,
     )
     figures: list[Figure] = []
     failure: Exception | None = None
@@ -123,6 +133,12 @@ def _measure(peers: Peers, settings: Settings, scenarios: tuple[Scenario, ...]) 
         "critical": partial(critical, peers, settings),
         "kernel": partial(kernel, settings),
         "startup": partial(start_up, peers, settings),
+        "prefix": partial(shared_prefix, peers, settings),
+        "longprompt": partial(long_prompt, peers, settings),
+        "urgent": partial(urgent, peers, settings),
+        "sessions": partial(sessions, peers, settings),
+        "neighbour": partial(neighbour, peers, settings),
+        "churn": partial(churn, peers, settings),
     }
     for name, measure in others.items():
         if name in scenarios:

@@ -39,9 +39,13 @@ class Subject:
     def load(self, *, clients: int, requests: int, max_tokens: Sequence[int]) -> list[Record]:
         return run_load(self.start(clients=clients, requests=requests, max_tokens=max_tokens))
 
-    def start(self, *, clients: int, requests: int, max_tokens: Sequence[int]) -> subprocess.Popen[bytes]:
+    def start(
+        self, *, clients: int, requests: int, max_tokens: Sequence[int], first: int | None = None
+    ) -> subprocess.Popen[bytes]:
+        """`first` is the number of the first prompt; without it the prompts are ones that no load has had."""
         lengths = [str(length) for length in max_tokens]
-        first = next(_unseen) * MAX_REQUESTS
+        if first is None:
+            first = next(_unseen) * MAX_REQUESTS
         counts = ["--clients", str(clients), "--requests", str(requests), "--first", str(first)]
         return start_load([*self.command, *counts, "--max-tokens", *lengths])
 

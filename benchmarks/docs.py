@@ -22,9 +22,15 @@ PARTS = {
     "serving": "Serving",
     "leftover": "Four streams",
     "saturated": "The kernel's own thread",
-    "critical": "A critical request",
+    "critical": "A critical request behind",
     "kernel": "The kernel with",
     "startup": "Start-up",
+    "prefix": "Eight clients behind",
+    "longprompt": "A prompt of",
+    "urgent": "A critical request beside",
+    "sessions": "12 conversations",
+    "neighbour": "One busy program",
+    "churn": "1000 sessions",
     "machine": "The machine",
 }
 """What the titles of a part's scenarios begin with."""

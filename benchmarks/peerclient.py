@@ -60,6 +60,7 @@ class PeerPlan:
     max_tokens: tuple[int, ...]
     first: int
     cache_prompt: bool
+    after_s: float
 
 
 _decode = msgspec.json.Decoder(Event).decode
@@ -68,6 +69,7 @@ _decode = msgspec.json.Decoder(Event).decode
 async def run_load(plan: PeerPlan) -> list[Record]:
     numbers = iter(range(plan.first, plan.first + plan.requests))
     records: list[Record] = []
+    await trio.sleep(plan.after_s)
     # One task a client: the nursery is their common life and ends with the last of them.
     async with trio.open_nursery() as nursery:
         for _ in range(min(plan.clients, plan.requests)):
@@ -155,6 +157,7 @@ def load(
     text: str = DEFAULT_TEXT,
     max_tokens: Lengths = (64,),
     cache_prompt: bool = False,
+    after: float = 0.0,
     json: bool = False,
 ) -> None:
     """Send requests to a running llama-server and print rates and latencies."""
@@ -166,6 +169,7 @@ def load(
         max_tokens=max_tokens,
         first=first,
         cache_prompt=cache_prompt,
+        after_s=after,
     )
     records = trio.run(run_load, plan)
     summary = summarise(records)

@@ -70,7 +70,7 @@ def throughput(peers: Peers, settings: Settings, bench: Bench, clients: int, slo
     alone: list[float] = []
     requests = clients * settings.requests_per_client
     for number in range(settings.rounds):
-        for subject in _turn(bench.subjects, number):
+        for subject in turn(bench.subjects, number):
             with bench.watch.over(subject.server):
                 records = subject.load(clients=clients, requests=requests, max_tokens=[settings.max_tokens])
             runs[subject.name].append(records)
@@ -81,7 +81,7 @@ def throughput(peers: Peers, settings: Settings, bench: Bench, clients: int, slo
     return [figure.conclude() for figure in _figures(clients, settings, runs, raw, alone)]
 
 
-def _turn(subjects: Sequence[Subject], number: int) -> list[Subject]:
+def turn(subjects: Sequence[Subject], number: int) -> list[Subject]:
     """Each round begins with another subject, so that none always has the warmest or the quietest machine."""
     start = number % len(subjects)
     return [*subjects[start:], *subjects[:start]]
@@ -105,15 +105,15 @@ def _figures(
         goals=[Goal(GOALS[clients], of=PEER), Goal(RAW_GOAL, of=RAW)] if clients in GOALS else [],
         note=_lengths(runs, settings.max_tokens),
     )
-    for name, pick in (("time to first token", "first_ms"), ("inter-token latency", "gap_ms")):
+    for name, latency in (("time to first token", "first_ms"), ("inter-token latency", "gap_ms")):
         for percent in ("p50", "p99"):
             values = {
-                subject: [_pick(getattr(s, pick), percent) for s in rounds] for subject, rounds in summaries.items()
+                subject: [pick(getattr(s, latency), percent) for s in rounds] for subject, rounds in summaries.items()
             }
             yield Figure(scenario=scenario, name=f"{name} {percent}", unit="ms", values=values)
 
 
-def _pick(spread: Spread | None, percent: str) -> float:
+def pick(spread: Spread | None, percent: str) -> float:
     if spread is None:
         raise ValueError("an answer came without streamed text")
     value: float = getattr(spread, percent)

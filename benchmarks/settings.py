@@ -19,6 +19,8 @@ class Settings:
     repack: bool
     """Whether llama.cpp may rearrange the weights for the CPU (its AMX code among others), on both sides."""
 
+    churn_minutes: float
+
     @property
     def peer_flags(self) -> list[str]:
         return [] if self.repack else ["--no-repack"]

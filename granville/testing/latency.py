@@ -23,6 +23,8 @@ class Record(Struct, kw_only=True):
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
+    digest: str = ""
+    """Of the whole answer, to tell whether two are the same."""
     error: str | None = None
 
 

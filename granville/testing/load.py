@@ -7,6 +7,7 @@ is not done on the loop that is measured.
 
 from __future__ import annotations
 
+import hashlib
 import sys
 import time
 import uuid
@@ -53,6 +54,8 @@ class Plan:
     in_flight: int = 1
     first: int = 0
     """The number of the first request."""
+    after_s: float = 0.0
+    """How long to wait, connected, before the first request."""
 
 
 async def run_load(plan: Plan) -> list[Record]:
@@ -64,6 +67,7 @@ async def run_load(plan: Plan) -> list[Record]:
     numbers = iter(range(plan.first, plan.first + plan.requests))
     records: list[Record] = []
     connections = [await _connect(plan.socket) for _ in range(min(plan.clients, plan.requests))]
+    await trio.sleep(plan.after_s)
     # One task a connection, all in step: the nursery is their common life and ends with the last of them.
     async with trio.open_nursery() as nursery:
         for connection in connections:
@@ -145,6 +149,7 @@ def _take(value: object, waiting: dict[str, Record], now: float) -> None:
             record.prompt_tokens = result.usage.prompt_tokens
             record.cached_tokens = result.usage.cached_tokens
             record.completion_tokens = result.usage.completion_tokens
+            record.digest = hashlib.sha256(result.text.encode()).hexdigest()[:16]
 
 
 def request_maker(
@@ -215,6 +220,7 @@ def load(
     temperature: float = 0.0,
     priority: Class | None = None,
     model: str | None = None,
+    after: float = 0.0,
     json: bool = False,
 ) -> int:
     """Send requests to a running daemon and print rates and latencies. The exit code is 1 when one failed.
@@ -243,6 +249,8 @@ def load(
         The class of every request.
     model
         The model's id; any model when not given.
+    after
+        Seconds to wait, connected, before the first request.
     json
         Print one JSON object with the summary and every request's record in place of the table.
     """
@@ -254,7 +262,9 @@ def load(
         priority=priority,
         model_id=model,
     )
-    plan = Plan(socket=socket, make=make, clients=clients, requests=requests, in_flight=in_flight, first=first)
+    plan = Plan(
+        socket=socket, make=make, clients=clients, requests=requests, in_flight=in_flight, first=first, after_s=after
+    )
     records = trio.run(run_load, plan)
     summary = summarise(records)
     if json:
