@@ -30,6 +30,8 @@ class ModelSpec:
     """The driver's own settings, from driver.json or the manifest (`gpu_layers`, `flash_attention`, ...)."""
     type: str = "inference"
     """What the model is loaded for: a model type of the protocol."""
+    fingerprint: str = ""
+    """A digest that tells the file from others; without one nothing of it is kept on disk."""
     kv_ram_bytes: int = 0
     """How much of cached and parked states may be kept in memory; `Model.limit_cache` changes it later."""
     kv_disk_bytes: int = 0

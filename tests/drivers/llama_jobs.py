@@ -25,8 +25,30 @@ GREEDY = Sampling(temperature=0)
 MAX_STEPS = 20_000
 
 
+KV_RAM_BYTES = 64 << 20
+
+
 def load(path: Path, *, slots: int = 4, context_size: int = 256, **options: object) -> Model:
-    return LlamaDriver().load(ModelSpec(path, slots=slots, context_size=context_size, threads=1, options=options))
+    return LlamaDriver().load(
+        ModelSpec(path, slots=slots, context_size=context_size, threads=1, options=options, kv_ram_bytes=KV_RAM_BYTES)
+    )
+
+
+def load_with_cache(
+    path: Path, *, kv_ram_bytes: int = KV_RAM_BYTES, kv_dir: Path | None = None, fingerprint: str = "a file"
+) -> Model:
+    return LlamaDriver().load(
+        ModelSpec(
+            path,
+            slots=4,
+            context_size=512,
+            threads=1,
+            fingerprint=fingerprint,
+            kv_ram_bytes=kv_ram_bytes,
+            kv_disk_bytes=KV_RAM_BYTES,
+            kv_dir=kv_dir,
+        )
+    )
 
 
 def job(

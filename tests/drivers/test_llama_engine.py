@@ -30,7 +30,7 @@ def model(noise: Path) -> Iterator[LlamaModel]:
 def nothing_left_over(model: LlamaModel) -> Iterator[None]:
     yield
     assert not model._jobs
-    assert model._on_slots == [None] * model.slots
+    assert model._seats.on_slots == [None] * model.slots
 
 
 def alone(model: Model, jobs: list[Generate]) -> dict[str, Answer]:
@@ -321,9 +321,8 @@ def test_a_state_that_cannot_be_restored_is_computed_anew(model: LlamaModel) -> 
     for _ in range(4):
         answers.take(model.step(None))
     model.park("x")
-    state = model._jobs["x"].state
-    assert state is not None
-    model._jobs["x"].state = (ctypes.c_uint8 * (len(state) // 2))(*state[: len(state) // 2])
+    parked = model._seats.store._parked
+    parked["x"] = (ctypes.c_uint8 * (len(parked["x"]) // 2))(*parked["x"][: len(parked["x"]) // 2])
     model.resume("x")
     while not answers.ended("x"):
         answers.take(model.step(None))

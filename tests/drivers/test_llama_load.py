@@ -10,7 +10,7 @@ import pytest
 from granville_llama import LlamaDriver
 from granville_llama.threads import usable_cores
 
-from granville.hosting.interface import Driver, DriverError, Model, ModelSpec
+from granville.hosting.interface import Driver, DriverError, Failed, Model, ModelSpec
 from tests.drivers import tiny_gguf
 from tests.drivers.llama_jobs import job, load, run
 
@@ -46,6 +46,30 @@ def test_the_default_context_is_the_models_own_if_smaller(models: Path) -> None:
     model.close()
 
 
+def test_a_context_of_more_than_the_model_was_trained_for(models: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It gets its own, is told so, and serves."""
+    short = tiny_gguf.noise(models / "trained.gguf", context_size=300)
+    model = load(short, context_size=300)
+    assert (model.info.context_size, caplog.text) == (300, "")
+    memory = model.info.memory_bytes
+    model.close()
+    model = load(short, context_size=1_000_000)
+    assert (model.info.context_size, model.info.memory_bytes) == (300, memory)
+    assert "asked=1000000 context_size=300" in caplog.text
+    answer = run(model, job("x", max_tokens=1000))["x"]
+    assert (answer.reason, len(answer.tokens)) == ("length", 300 - 25)
+    model.close()
+
+
+def test_the_smallest_context_fails_jobs_and_nothing_else(noise: Path) -> None:
+    model = load(noise, context_size=2)
+    for _ in range(2):
+        end = run(model, job("x"))["x"].end
+        assert isinstance(end, Failed)
+        assert (end.error, "25 tokens and the context 2" in end.message) == ("prompt_too_long", True)
+    model.close()
+
+
 def test_files_that_are_no_models(noise: Path, models: Path, tmp_path: Path) -> None:
     (tmp_path / "text.gguf").write_text("Once upon a time")
     (tmp_path / "cut.gguf").write_bytes(noise.read_bytes()[:-5000])
@@ -71,6 +95,7 @@ def test_files_that_are_no_models(noise: Path, models: Path, tmp_path: Path) -> 
         ({"repack": "yes"}, ("repack",)),
         ({"slots": 0}, ("slots", "got 0")),
         ({"context_size": -1}, ("context_size", "-1")),
+        ({"context_size": 1}, ("context_size", "1", "2 or more")),
     ],
 )
 def test_wrong_options_are_named(noise: Path, options: dict[str, object], words: tuple[str, ...]) -> None:

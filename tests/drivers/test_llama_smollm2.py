@@ -17,14 +17,14 @@ WORDS = ("sea", "wide", "ship", "old", "home", "from", "war", "with", "many", "s
 
 @pytest.fixture(scope="module")
 def model(smollm2: Path) -> Iterator[Model]:
-    model = LlamaDriver().load(ModelSpec(smollm2, slots=8, context_size=2048, threads=1))
+    model = LlamaDriver().load(ModelSpec(smollm2, slots=8, context_size=2048, threads=1, kv_ram_bytes=1 << 29))
     yield model
     model.close()
 
 
 def test_it_answers(model: Model) -> None:
     chat = (Message("system", "You are a helpful assistant."), Message("user", "What is the capital of France?"))
-    answer = run(model, Generate("x", chat, 60, Sampling(temperature=0)))["x"]
+    answer = run(model, Generate("x", chat, 200, Sampling(temperature=0)))["x"]
     assert answer.reason == "stop"
     assert "Paris" in answer.text
     assert "<|im_end|>" not in answer.text

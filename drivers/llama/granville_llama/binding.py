@@ -66,13 +66,18 @@ _is_end_of_generation = _keeping_the_gil("llama_vocab_is_eog")
 _libc = ctypes.CDLL(None)
 # Callbacks in Python would be called hundreds of times a decode and wait for the GIL each time. A C function with a
 # fitting signature does instead: strlen over a two-byte flag is "the flag is set", and abs has no effect.
-_flag_is_set = ctypes.cast(_libc.strlen, c.ggml_abort_callback)
+flag_is_set = ctypes.cast(_libc.strlen, c.ggml_abort_callback)
 _no_log = ctypes.cast(_libc.abs, c.llama_log_callback)
 _stderr_log = c.llama_log_callback()
 
 
 State = ctypes.Array[ctypes.c_uint8]
 """A saved sequence: opaque, and only for a context made alike."""
+
+
+def as_state(data: bytearray) -> State:
+    """A state that was stored as bytes; it shares their memory."""
+    return (ctypes.c_uint8 * len(data)).from_buffer(data)
 
 
 class Decoded(IntEnum):
@@ -117,7 +122,10 @@ class Weights:
         self.is_spm: bool = c.llama_vocab_type(self._vocab) == c.LLAMA_VOCAB_TYPE_SPM
         self.size_bytes: int = c.llama_model_size(self._model)
         self.trained_context: int = c.llama_model_n_ctx_train(self._model)
-        self.generates: bool = c.llama_model_has_decoder(self._model) and not c.llama_model_has_encoder(self._model)
+        is_causal = self.metadata(f"{self.architecture}.attention.causal") != "false"
+        self.generates: bool = (
+            is_causal and c.llama_model_has_decoder(self._model) and not c.llama_model_has_encoder(self._model)
+        )
 
     @property
     def architecture(self) -> str:
@@ -242,16 +250,17 @@ class Context:
 
     def __init__(
         self, weights: Weights, *, slots: int, context_size: int, batch_tokens: int,
-        threads: int, flash_attention: bool, kv_type: str, gpu: bool,
+        threads: int, flash_attention: bool, kv_type: str, gpu: bool, outputs: int = 0,
     ) -> None:  # fmt: skip
-        """Raises DriverError when the memory cannot be had."""
+        """`outputs`: how many tokens of a batch may have logits; 0 for one a sequence. Raises DriverError when the
+        memory cannot be had."""
         self._flag = ctypes.create_string_buffer(2)
         params = c.llama_context_default_params()
         params.n_ctx = slots * context_size
         params.n_seq_max = slots
         params.n_batch = params.n_ubatch = batch_tokens
         # Logits are kept for one token a sequence; the default is a row of the vocabulary for each token of a batch.
-        params.n_outputs_max = slots
+        params.n_outputs_max = outputs or slots
         params.n_threads = params.n_threads_batch = threads
         params.kv_unified = False
         params.flash_attn_type = (
@@ -260,7 +269,7 @@ class Context:
         params.type_k = params.type_v = KV_TYPES[kv_type][0]
         params.offload_kqv = params.op_offload = gpu
         params.no_perf = True
-        params.abort_callback = _flag_is_set
+        params.abort_callback = flag_is_set
         params.abort_callback_data = ctypes.addressof(self._flag)
         self.handle = c.llama_init_from_model(weights._model, params)
         if not self.handle:
@@ -297,6 +306,10 @@ class Context:
         self._size = end
         return end - 1
 
+    def want_all_logits(self) -> None:
+        """Ask for the logits of every token that is in the batch by now."""
+        self._outputs[: self._size] = [1] * self._size
+
     def decode(self) -> Decoded:
         """Run the batch and empty it. Unless OK, sequences may hold some of its tokens: see `trim`."""
         self._batch.n_tokens, self._size = self._size, 0
@@ -305,6 +318,10 @@ class Context:
             # Without this the first reader of the logits would wait in a sampler, which the step's time would miss.
             c.llama_synchronize(self.handle)
         return Decoded(max(code, Decoded.FAILED))
+
+    def logits(self, index: int) -> Any:
+        """The logits of the decoded batch's token `index`, a float for each of the vocabulary; until the next decode."""
+        return c.llama_get_logits_ith(self.handle, index)
 
     def trim(self, sequence: int, length: int) -> int:
         """Forget the tokens from position `length` on. A recurrent model cannot forget a part and forgets all:

@@ -28,8 +28,9 @@ from granville.hosting.interface import (
     Token,
 )
 from granville_llama.binding import Context, Decoded, Weights
-from granville_llama.prefix import Leftovers
+from granville_llama.kv import KvStore
 from granville_llama.sampling import sampler_chain
+from granville_llama.seats import Seats
 from granville_llama.sequence import Sequence
 from granville_llama.template import ChatTemplate, PromptError
 
@@ -39,6 +40,8 @@ TURN_TOKENS_A_SLOT = 64
 that arrive together are read together, and their streams then run together."""
 MIN_PIECE_TOKENS = 16
 """Prefill in smaller pieces costs more than it spares the streams."""
+MAX_WAIT_S = 0.05
+"""With nothing to do but wait for a file."""
 AVERAGE_WEIGHT = 0.25
 """Of the newest measurement, in the running averages of step times."""
 
@@ -48,8 +51,8 @@ class LlamaModel:
     ids are computed together."""
 
     def __init__(
-        self, weights: Weights, context: Context, template: ChatTemplate | None, info: ModelInfo, *, slots: int,
-        batch_tokens: int,
+        self, weights: Weights, context: Context, template: ChatTemplate | None, info: ModelInfo, store: KvStore, *,
+        slots: int, batch_tokens: int,
     ) -> None:  # fmt: skip
         self.info = info
         self.slots = slots
@@ -58,11 +61,10 @@ class LlamaModel:
         self._context = context
         self._template = template
         self._batch_tokens = batch_tokens
-        self._on_slots: list[Sequence | None] = [None] * slots
+        self._seats = Seats(context, store, slots)
         self._jobs: dict[str, Sequence] = {}
         self._events: list[Event] = []
         self._arrivals = 0
-        self._leftovers = Leftovers(slots)
         self._turn_tokens = max(TURN_TOKENS, slots * TURN_TOKENS_A_SLOT)
         self._piece_tokens = batch_tokens
         self._allowance: int | None = None
@@ -75,7 +77,6 @@ class LlamaModel:
             raise DriverError(f"this model takes no {type(request).__name__}")
         if request.id in self._jobs:
             raise DriverError(f"a job with the id {request.id} is here already")
-        free = self._free_slots()
         try:
             tokens = self._prompt(request)
         except PromptError as error:
@@ -84,20 +85,23 @@ class LlamaModel:
         sampler = sampler_chain(request.sampling, self._weights.vocabulary_size, tokens)
         self._arrivals += 1
         sequence = Sequence(request, tokens, sampler, self._arrivals)
+        self._seats.place(sequence)
         self._jobs[request.id] = sequence
-        self._seat(sequence, self._leftovers.best(free, tokens))
-        sequence.reused = sequence.cached
 
     def step(self, prefill_ms: float | None) -> list[Event]:
         self._context.rearm()
-        running = [sequence for sequence in self._on_slots if sequence]
-        streams = [sequence for sequence in running if sequence.decoding]
-        waiting = sorted((s for s in running if not s.decoding), key=lambda sequence: sequence.rank)
+        seats = self._seats
+        seats.settle()
+        streams = seats.streams
+        unread = [sequence for sequence in seats.running if not sequence.decoding]
+        waiting = sorted((s for s in unread if not seats.awaits(s)), key=lambda sequence: sequence.rank)
         if not waiting:
             if streams:
                 self._decode()
+            elif unread:
+                seats.wait(MAX_WAIT_S)
             return self._take_events()
-        urgent = waiting[0].request.urgency == 0 and all(s.request.urgency > 0 for s in streams)
+        urgent = waiting[0].urgency == 0 and all(s.urgency > 0 for s in streams)
         throttled = bool(streams) and not urgent
         if self._allowance is None:
             self._allowance = self._throttle(prefill_ms) if throttled else self._turn_tokens
@@ -110,38 +114,35 @@ class LlamaModel:
     def cancel(self, id: str) -> None:
         sequence = self._jobs.get(id)
         if sequence:
-            self._leave(sequence)
+            self._leave(sequence, ended_well=False)
         self._events = [event for event in self._events if event.id != id]
 
     def park(self, id: str) -> None:
         sequence = self._jobs.get(id)
         if sequence is None or sequence.slot < 0:
             return
-        if sequence.cached:
-            sequence.state = self._context.save(sequence.slot)
-        self._unseat(sequence)
+        self._seats.park(sequence)
         self._events.append(Parked(id))
 
     def resume(self, id: str) -> None:
         sequence = self._jobs.get(id)
         if sequence is None or sequence.slot >= 0:
             raise DriverError(f"no job with the id {id} is parked")
-        self._seat(sequence, self._free_slots()[0])
+        self._seats.unpark(sequence)
 
     def limit_cache(self, kv_ram_bytes: int) -> None:
-        """Nothing is kept beside the slots yet."""
+        self._seats.store.limit(kv_ram_bytes)
 
     def stats(self) -> Mapping[str, int | float | str]:
-        return {"streams": sum(bool(sequence and sequence.decoding) for sequence in self._on_slots)}
+        return self._seats.store.stats()
 
     def interrupt(self) -> None:
         self._context.interrupt()
 
     def close(self) -> None:
-        for sequence in self._jobs.values():
-            sequence.sampler.close()
-        self._jobs.clear()
-        self._on_slots.clear()
+        for sequence in list(self._jobs.values()):
+            self._leave(sequence, ended_well=False)
+        self._seats.close()
         self._context.close()
         self._weights.close()
 
@@ -156,10 +157,11 @@ class LlamaModel:
 
     def _prefill(self, waiting: list[Sequence], most_tokens: int) -> None:
         """Read a piece of the first prompt in `waiting`, and as long a piece of every other that fits beside it."""
-        count = _piece(waiting[0].unread, most_tokens)
+        count = _piece(self._until_copied(waiting[0]), most_tokens)
         parts = [(waiting[0], count)]
         for sequence in waiting[1:]:
-            fits = sequence.unread == count or (count > 1 and sequence.unread > count + 1)
+            unread = self._until_copied(sequence)
+            fits = unread == count or (count > 1 and unread > count + 1)
             if fits and (len(parts) + 1) * count <= most_tokens:
                 parts.append((sequence, count))
         tokens = len(parts) * count
@@ -175,32 +177,18 @@ class LlamaModel:
     def _decode(self) -> None:
         """The next token of every stream."""
         self._allowance = None
-        self._close_ranks()
-        seconds = self._run([(sequence, 1) for sequence in self._on_slots if sequence and sequence.decoding])
+        self._seats.close_ranks()
+        seconds = self._run([(sequence, 1) for sequence in self._seats.streams])
         if seconds is not None:
             self._decode_s = _average(self._decode_s, seconds)
 
-    def _close_ranks(self) -> None:
-        """Put the streams on the lowest slots if they are not neighbours. Only here, not when one leaves: the next
-        job may take its place."""
-        streams = [sequence for sequence in self._on_slots if sequence and sequence.decoding]
-        if streams[-1].slot - streams[0].slot == len(streams) - 1:
-            return
-        places = [
-            slot for slot, sequence in enumerate(self._on_slots[: len(streams)])
-            if sequence is None or not sequence.decoding
+    def _until_copied(self, sequence: Sequence) -> int:
+        """How much of its prompt to read before others get a copy of it; all, when nobody waits for one."""
+        ends = [
+            other.awaited_tokens for other in self._seats.running
+            if other.leader is sequence and sequence.cached + 1 < other.awaited_tokens < sequence.prompt_size - 1
         ]  # fmt: skip
-        for slot in places:
-            mover, other = streams.pop(), self._on_slots[slot]
-            old_slot = mover.slot
-            for sequence in (mover, other):
-                if sequence:
-                    if sequence.cached:
-                        sequence.state = self._context.save(sequence.slot)
-                    self._unseat(sequence)
-            self._seat(mover, slot)
-            if other:
-                self._seat(other, old_slot)
+        return min(ends, default=sequence.prompt_size) - sequence.cached
 
     # decode
 
@@ -244,7 +232,7 @@ class LlamaModel:
             return
         ((sequence, _),) = parts
         reason = "no room in its KV cache" if code is Decoded.NO_KV_SLOT else "an invalid batch"
-        self._leave(sequence)
+        self._leave(sequence, ended_well=False)
         self._events.append(Failed(sequence.request.id, "driver_failed", f"llama.cpp could not go on: {reason}"))
 
     # emit
@@ -270,45 +258,23 @@ class LlamaModel:
             self._finish(sequence, "length")
 
     def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
-        self._leave(sequence)
+        self._leave(sequence, ended_well=True)
         self._events.append(Finished(sequence.request.id, reason, sequence.usage))
 
     def _take_events(self) -> list[Event]:
         events, self._events = self._events, []
         return events
 
-    # slots
-
-    def _free_slots(self) -> list[int]:
-        free = [slot for slot, sequence in enumerate(self._on_slots) if sequence is None]
-        if not free:
-            raise DriverError(f"all {self.slots} slots are taken")
-        return free
-
-    def _seat(self, sequence: Sequence, slot: int) -> None:
-        """Onto an empty slot, with the saved state if there is one; one that cannot be restored is computed anew."""
-        self._on_slots[slot] = sequence
-        sequence.slot = slot
-        shared = self._leftovers.take(slot, sequence.tokens)
-        if sequence.state is None:
-            sequence.cached = self._context.trim(slot, shared)
-        else:
-            self._context.trim(slot, 0)
-            if not self._context.restore(slot, sequence.state):
-                sequence.cached = 0
-            sequence.state = None
-
-    def _unseat(self, sequence: Sequence, keep_tokens: int = 0) -> None:
-        kept = self._context.trim(sequence.slot, keep_tokens)
-        self._leftovers.keep(sequence.slot, sequence.tokens[:kept])
-        self._on_slots[sequence.slot] = None
-        sequence.slot = -1
-
-    def _leave(self, sequence: Sequence) -> None:
+    def _leave(self, sequence: Sequence, *, ended_well: bool) -> None:
+        id = sequence.request.id
         if sequence.slot >= 0:
-            self._unseat(sequence, min(sequence.cached, sequence.prompt_size))
-        del self._jobs[sequence.request.id]
+            self._seats.leave(sequence, ended_well=ended_well)
+        else:
+            self._seats.store.unpark(id)
+        del self._jobs[id]
         sequence.sampler.close()
+
+    # read
 
     def _prompt(self, request: Generate) -> list[int]:
         """The prompt's tokens, at least one. Raises PromptError."""

@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
-from granville.hosting.interface import DriverError, ModelInfo, ModelSpec
+from granville.hosting.interface import DriverError, Model, ModelInfo, ModelSpec
 from granville_llama.binding import BUILT_WITH_AMX, KV_TYPES, MAX_SLOTS, Context, Weights
+from granville_llama.embedding import BATCH_TEXTS, EmbeddingModel
+from granville_llama.embedding import BATCH_TOKENS as READING_BATCH_TOKENS
 from granville_llama.engine import LlamaModel
+from granville_llama.kv import KvStore
+from granville_llama.kvfiles import KvFiles
+from granville_llama.reader import POOLING, Reader, pooling_of
 from granville_llama.template import ChatTemplate
 from granville_llama.threads import usable_cores
 
+log = logging.getLogger(__name__)
+
+LLAMA_VERSION = version("llama-cpp-python")
 DEFAULT_CONTEXT_TOKENS = 4096
 CONTEXT_STEP_TOKENS = 256
 """llama.cpp rounds a sequence's cache up to a multiple of this."""
 BATCH_TOKENS = 128
 """What the backend computes at once, and the most of prefill in a step. Its scratch memory grows with this times the
 context; more was not faster."""
+DEFAULT_TEXT_TOKENS = 512
+"""The context of a model that reads: a text is computed whole, and scratch memory grows with the longest one."""
+READERS = ("embedding", "rerank")
+TYPES = ("inference", "ranker", *READERS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,17 +46,21 @@ class Options:
     repack: bool = not BUILT_WITH_AMX
     """Let the CPU backend rearrange weights for its matrix instructions. Not for AMX by default: GCC 12 leaves out
     the stores to the tile configuration in ggml's AMX code, and the first batch ends the process."""
+    pooling: str | None = None
+    """How a text's tokens become one vector; None: as the file says."""
 
 
+VECTORS = tuple(name for name in POOLING if name != "rank")
 CHECKS: dict[str, tuple[Callable[[object], bool], str]] = {
     "gpu_layers": (lambda value: type(value) is int and value >= -1, "a whole number from -1 (all) up"),
     "flash_attention": (lambda value: type(value) is bool, "true or false"),
     "kv_type": (lambda value: isinstance(value, str) and value in KV_TYPES, f"one of {', '.join(KV_TYPES)}"),
     "repack": (lambda value: type(value) is bool, "true or false"),
+    "pooling": (lambda value: isinstance(value, str) and value in VECTORS, f"one of {', '.join(VECTORS)}"),
 }
 
 
-def load(spec: ModelSpec) -> LlamaModel:
+def load(spec: ModelSpec) -> Model:
     """Raises DriverError: the option, the file or the memory that stands in the way."""
     options = _options(spec)
     _check_file(spec.path)
@@ -51,32 +69,104 @@ def load(spec: ModelSpec) -> LlamaModel:
     except DriverError as error:
         raise DriverError(f"{spec.path} cannot be loaded: {error}") from None
     try:
-        if not weights.generates:
-            raise DriverError(f"{spec.path} is a model of type {weights.architecture} that does not generate text")
-        size = spec.context_size or min(weights.trained_context, DEFAULT_CONTEXT_TOKENS)
-        padded = -(-size // CONTEXT_STEP_TOKENS) * CONTEXT_STEP_TOKENS
-        batch_tokens = max(BATCH_TOKENS, spec.slots)
-        template = ChatTemplate(weights, weights.template) if weights.template else None
-        context = Context(
-            weights,
-            slots=spec.slots,
-            context_size=padded,
-            batch_tokens=batch_tokens,
-            threads=spec.threads or usable_cores(),
-            flash_attention=options.flash_attention,
-            kv_type=options.kv_type,
-            gpu=options.gpu_layers != 0,
-        )
+        return (_reading if spec.type in READERS else _generating)(spec, options, weights)
     except BaseException:
         weights.close()
         raise
+
+
+def _generating(spec: ModelSpec, options: Options, weights: Weights) -> LlamaModel:
+    if not weights.generates:
+        use = "rerank" if pooling_of(weights) == "rank" else "embedding"
+        raise DriverError(
+            f"{spec.path} is a model of type {weights.architecture}, which generates no text; "
+            f"serve it as {use}:{spec.path}"
+        )
+    size = _context_size(spec, weights, DEFAULT_CONTEXT_TOKENS)
+    padded = -(-size // CONTEXT_STEP_TOKENS) * CONTEXT_STEP_TOKENS
+    batch_tokens = max(BATCH_TOKENS, spec.slots)
+    template = ChatTemplate(weights, weights.template) if weights.template else None
+    context = Context(
+        weights,
+        slots=spec.slots,
+        context_size=padded,
+        batch_tokens=batch_tokens,
+        threads=spec.threads or usable_cores(),
+        flash_attention=options.flash_attention,
+        kv_type=options.kv_type,
+        gpu=options.gpu_layers != 0,
+    )
     info = ModelInfo(
         architecture=weights.architecture,
         context_size=size,
         memory_bytes=weights.size_bytes + int(spec.slots * padded * weights.kv_bytes_a_token(options.kv_type)),
         description=weights.description,
     )
-    return LlamaModel(weights, context, template, info, slots=spec.slots, batch_tokens=batch_tokens)
+    key = f"{spec.fingerprint} {LLAMA_VERSION} slots={spec.slots} {options}"
+    return LlamaModel(weights, context, template, info, _store(spec, key), slots=spec.slots, batch_tokens=batch_tokens)
+
+
+def _store(spec: ModelSpec, key: str) -> KvStore:
+    """Of cached states. `key` is all that a state depends on beside its tokens."""
+    files = None
+    if spec.kv_dir is not None and spec.kv_disk_bytes and spec.fingerprint:
+        try:
+            files = KvFiles(spec.kv_dir, key)
+        except BlockingIOError:
+            log.warning("kv folder in use by another process, states stay in memory folder=%s", spec.kv_dir)
+        except OSError as error:
+            log.warning("kv folder cannot be used folder=%s error=%s", spec.kv_dir, error.strerror)
+    return KvStore(spec.kv_ram_bytes, spec.kv_disk_bytes if files else 0, files)
+
+
+def _reading(spec: ModelSpec, options: Options, weights: Weights) -> EmbeddingModel:
+    size = _context_size(spec, weights, DEFAULT_TEXT_TOKENS)
+    batch_tokens = max(size, READING_BATCH_TOKENS)
+    reader = Reader(
+        weights,
+        pooling=_pooling(spec, options, weights),
+        batch_tokens=batch_tokens,
+        texts=BATCH_TEXTS,
+        threads=spec.threads or usable_cores(),
+        flash_attention=options.flash_attention,
+        kv_type=options.kv_type,
+        gpu=options.gpu_layers != 0,
+    )
+    info = ModelInfo(
+        architecture=weights.architecture,
+        context_size=size,
+        memory_bytes=weights.size_bytes + Reader.memory_bytes(weights, batch_tokens, options.kv_type),
+        description=weights.description,
+    )
+    return EmbeddingModel(weights, reader, info, type=spec.type, slots=spec.slots)
+
+
+def _context_size(spec: ModelSpec, weights: Weights, default: int) -> int:
+    """Never more than the model was trained for: beyond that one that generates goes astray, and one that reads has no
+    positions, for which llama.cpp ends the process."""
+    trained = weights.trained_context
+    if spec.context_size > trained:
+        log.warning(
+            "context_size is over what the model was trained for, which it gets instead asked=%d context_size=%d",
+            spec.context_size,
+            trained,
+        )
+    return min(trained, spec.context_size or default)
+
+
+def _pooling(spec: ModelSpec, options: Options, weights: Weights) -> str:
+    said = pooling_of(weights)
+    if spec.type == "rerank":
+        if said != "rank":
+            raise DriverError(
+                f"{spec.path} is no reranker: it has no head that scores a document; serve it as embedding:{spec.path}"
+            )
+        return said
+    if said == "rank" and options.pooling is None:
+        raise DriverError(
+            f"{spec.path} is a reranker: serve it as rerank:{spec.path}, or set the option pooling to have vectors"
+        )
+    return options.pooling or said or ("last" if weights.generates else "mean")
 
 
 def _options(spec: ModelSpec) -> Options:
@@ -91,6 +181,12 @@ def _options(spec: ModelSpec) -> Options:
         raise DriverError(f"option kv_type: {options.kv_type} needs flash_attention: true")
     if not 1 <= spec.slots <= MAX_SLOTS:
         raise DriverError(f"slots: llama.cpp takes 1 to {MAX_SLOTS}, got {spec.slots}")
+    if spec.type not in TYPES:
+        raise DriverError(f"type: granville-llama serves {', '.join(TYPES)}, not {spec.type}")
+    if options.pooling is not None and spec.type != "embedding":
+        raise DriverError(f"option pooling: only for type embedding, and this model is loaded as {spec.type}")
+    if spec.context_size == 1:
+        raise DriverError("context_size: 1 holds no prompt with an answer; it takes 2 or more, or 0 to be chosen")
     for name, number in (("context_size", spec.context_size), ("threads", spec.threads)):
         if number < 0:
             raise DriverError(f"{name}: must not be negative, got {number}")

@@ -1,39 +1,62 @@
-"""What empty slots still hold of the prompts that were read there: the next prompt need not be read from its start.
-
-Only tokens of prompts are kept, not of answers: reading in pieces of any size gives the same cache bit for bit, but a
-token that was generated was computed alone, and what follows it would come to depend on that.
-"""
+"""Which token sequences begin alike: an index from a prompt to whatever shares the longest beginning with it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterator, Sequence
+from typing import Generic, TypeVar
 
-MIN_SHARED_TOKENS = 8
-"""Less is not worth choosing a slot for."""
+BLOCK_TOKENS = 32
+"""Beginnings are told apart in steps of this; what is shared beyond the last whole block is compared token by token."""
+MAX_NEAREST = 8
+
+K = TypeVar("K", bound=Hashable)
 
 
-class Leftovers:
-    def __init__(self, slots: int) -> None:
-        self._tokens: list[list[int]] = [[] for _ in range(slots)]
+def shared_beginning(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two sequences have in common at their beginning. O(n) in comparisons of whole slices."""
+    low, high = 0, min(len(one), len(other))
+    if one[:high] == other[:high]:
+        return high
+    while high - low > 1:  # they agree up to `low` and differ before `high`
+        middle = (low + high) // 2
+        if one[low:middle] == other[low:middle]:
+            low = middle
+        else:
+            high = middle
+    return low
 
-    def best(self, slots: Iterable[int], tokens: list[int]) -> int:
-        """Of these slots, the one that shares the longest beginning with a prompt; the first among equals."""
-        return max(slots, key=lambda slot: (self._shared(slot, tokens), -slot))
 
-    def keep(self, slot: int, tokens: list[int]) -> None:
-        self._tokens[slot] = tokens
+class PrefixIndex(Generic[K]):
+    """Keys by the whole blocks that their tokens begin with. Each operation costs O(n) for n tokens."""
 
-    def take(self, slot: int, tokens: list[int]) -> int:
-        """How many tokens at the beginning of a prompt the slot holds already; it is the prompt's from now on."""
-        shared = self._shared(slot, tokens)
-        self._tokens[slot] = []
-        return shared
+    def __init__(self) -> None:
+        self._blocks: dict[int, dict[K, None]] = {}
 
-    def _shared(self, slot: int, tokens: list[int]) -> int:
-        kept = self._tokens[slot]
-        # Two tokens at least are left to read: the logits of the last are wanted, and a piece of one token is computed
-        # otherwise than a longer one.
-        end = min(len(kept), len(tokens) - 2)
-        if end < MIN_SHARED_TOKENS or kept[:MIN_SHARED_TOKENS] != tokens[:MIN_SHARED_TOKENS]:
-            return 0
-        return next((i for i in range(MIN_SHARED_TOKENS, end) if kept[i] != tokens[i]), end)
+    def add(self, key: K, tokens: Sequence[int]) -> None:
+        for block in _chain(tokens):
+            self._blocks.setdefault(block, {})[key] = None
+
+    def remove(self, key: K, tokens: Sequence[int]) -> None:
+        for block in _chain(tokens):
+            keys = self._blocks[block]
+            del keys[key]
+            if not keys:
+                del self._blocks[block]
+
+    def nearest(self, tokens: Sequence[int]) -> list[K]:
+        """Up to MAX_NEAREST keys that share the most whole blocks, the newest of them; none without a whole block."""
+        found: dict[K, None] = {}
+        for block in _chain(tokens):
+            keys = self._blocks.get(block)
+            if keys is None:
+                break
+            found = keys
+        return list(found)[-MAX_NEAREST:]
+
+
+def _chain(tokens: Sequence[int]) -> Iterator[int]:
+    """A hash for each beginning of whole blocks. Two that collide cost a comparison, no more."""
+    so_far = 0
+    for end in range(BLOCK_TOKENS, len(tokens) + 1, BLOCK_TOKENS):
+        so_far = hash((so_far, tuple(tokens[end - BLOCK_TOKENS : end])))
+        yield so_far

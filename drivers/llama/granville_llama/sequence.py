@@ -6,7 +6,7 @@ import codecs
 from dataclasses import dataclass, field
 
 from granville.hosting.interface import Generate, Usage
-from granville_llama.binding import SamplerChain, State
+from granville_llama.binding import SamplerChain
 
 
 class TextStream:
@@ -45,8 +45,9 @@ class TextStream:
 class Sequence:
     """A job on a slot, or parked. `tokens` are prompt and answer; the first `cached` of them are in the KV cache.
 
-    The rest is what the model has to read before it can say the next token: one token while decoding, more while
-    prefilling. So a sequence whose cache is lost goes on after another prefill, and gives the same tokens.
+    The rest is what the model has to read before it can say the next token: of the prompt in pieces, of the answer one
+    token at a time, which is how it was computed when it was generated. So a sequence whose cache is lost reads it
+    again and goes on with the same tokens.
     """
 
     request: Generate
@@ -58,36 +59,59 @@ class Sequence:
     slot: int = -1
     cached: int = 0
     reused: int = 0
-    """Of the prompt, in the slot's cache before it was read."""
-    state: State | None = None
-    """The saved KV cache while parked."""
+    """Of the prompt, from a cache."""
+    pure_limit: int = field(init=False)
+    """How many tokens of the prompt depend on nothing but themselves; not those behind what a session generated."""
+    leader: Sequence | None = None
+    """The neighbour that reads the same beginning now; it will be copied once it has `awaited_tokens` of it."""
+    awaited_tokens: int = 0
+    urgency: int = field(init=False)
+    """The job's own, or that of a more urgent one which waits for what this one reads."""
 
     def __post_init__(self) -> None:
-        self.prompt_size = len(self.tokens)
+        self.prompt_size = self.pure_limit = len(self.tokens)
         self.text = TextStream(self.request.stop)
+        self.urgency = self.request.urgency
 
     @property
     def decoding(self) -> bool:
-        """Streaming: one token to read, which was generated."""
-        return len(self.tokens) > self.prompt_size and self.unread == 1
+        """The prompt is read: a token a decode, the last one or one that was generated before and is read again."""
+        return self.cached >= self.prompt_size
 
     @property
     def unread(self) -> int:
-        """Tokens that are not in the KV cache."""
-        return len(self.tokens) - self.cached
+        """Tokens of the prompt that are not in the KV cache."""
+        return self.prompt_size - self.cached
 
     @property
     def generated(self) -> int:
         return len(self.tokens) - self.prompt_size
 
     @property
+    def pure(self) -> int:
+        """How many tokens in the KV cache may serve any prompt that begins with them."""
+        return min(self.cached, self.pure_limit)
+
+    @property
     def rank(self) -> tuple[int, int]:
         """Who prefills first."""
-        return (self.request.urgency, self.arrival)
+        return (self.urgency, self.arrival)
 
     @property
     def usage(self) -> Usage:
         return Usage(self.prompt_size, self.reused, self.generated)
+
+    def begin_with(self, cached: int, pure: int) -> None:
+        """Its first tokens came from a cache, `pure` of whose tokens anyone may have."""
+        self.reused = cached
+        self.pure_limit = self.prompt_size if cached <= pure else pure
+
+    def follow(self, leader: Sequence, tokens: int) -> None:
+        self.leader, self.awaited_tokens = leader, tokens
+        leader.urgency = min(leader.urgency, self.urgency)
+
+    def unfollow(self) -> None:
+        self.leader = None
 
 
 def _overlap(text: str, stop: str) -> int:

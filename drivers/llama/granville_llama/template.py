@@ -12,6 +12,7 @@ import re
 import resource
 import sys
 import time
+from collections import deque
 from collections.abc import Sequence
 from datetime import datetime
 from types import FrameType
@@ -89,10 +90,17 @@ class ChatTemplate:
                 raise PromptError(
                     "bad_request", f"messages: a role is a word such as user or assistant, got {message.role!r}"
                 )
+        said: dict[str, deque[tuple[int, ...]]] = {}
+        for message in messages:
+            if message.token_ids:
+                said.setdefault(message.content.translate(UNMARK), deque()).append(message.token_ids)
         tokens: list[int] = []
         for part in CONTENT.split(self._render(messages)):
             if part.startswith(OPEN) and part.endswith(CLOSE):
-                tokens += self._tokenize(MARKS.sub("", part), tokens, control=False)
+                text = MARKS.sub("", part)
+                ids, rest = self._spelling(text, said[text].popleft()) if said.get(text) else ([], text)
+                tokens += ids
+                tokens += self._tokenize(rest, tokens, control=False)
                 continue
             # The template's own text, or a content that the template has cut: then the splits keep it harmless.
             for piece in MARKS.split(part):
@@ -102,8 +110,27 @@ class ChatTemplate:
             tokens.insert(0, weights.bos)
         return tokens
 
+    def _spelling(self, text: str, token_ids: tuple[int, ...]) -> tuple[list[int], str]:
+        """The first of these tokens, as far as they spell the text, and what of the text is left. A stop string, or
+        whoever changed the history, may have cut it."""
+        pieces = [self._weights.piece(token) for token in token_ids]
+        if b"".join(pieces).decode(errors="replace") == text:
+            return list(token_ids), ""
+        data = text.encode(errors="replace")
+        spelled, whole = 0, (0, 0)
+        for count, piece in enumerate(pieces, 1):
+            if data[spelled : spelled + len(piece)] != piece:
+                break
+            spelled += len(piece)
+            if _begins_character(data, spelled):
+                whole = (count, spelled)
+        return list(token_ids[: whole[0]]), data[whole[1] :].decode(errors="replace")
+
     def _render(self, messages: Sequence[Message]) -> str:
-        marked = [{"role": message.role, "content": self._mark(message.content)} for message in messages]
+        marked = [
+            {"role": message.role, "content": self._mark(message.content, whole=bool(message.token_ids))}
+            for message in messages
+        ]
         limit = sum(len(message["content"]) for message in marked) + MAX_EXTRA_CHARS
         names = {f"{kind}_token": name for kind, name in self._names.items()}
         parts: list[str] = []
@@ -119,10 +146,11 @@ class ChatTemplate:
             raise PromptError("unsupported", f"the model's chat template refuses these messages: {error}") from None
         return "".join(parts)
 
-    def _mark(self, content: str) -> str:
-        """White space at the ends stays outside of the marks, where a template's `trim` finds it."""
+    def _mark(self, content: str, *, whole: bool) -> str:
+        """White space at the ends stays outside of the marks, where a template's `trim` finds it; but inside of what
+        the model has said as `whole`."""
         content = content.translate(UNMARK)
-        core = content.strip()
+        core = content if whole else content.strip()
         if not core:
             return content
         start = content.index(core[0])
@@ -188,6 +216,11 @@ class Deadline:
         if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > self._memory_kib:
             raise TooCostly(f"it takes more than {MAX_RENDER_GROWTH_KIB // 1024} MiB")
         return self._look
+
+
+def _begins_character(data: bytes, at: int) -> bool:
+    """Whether UTF-8 text can be cut there."""
+    return at == len(data) or data[at] & 0xC0 != 0x80
 
 
 def _refuse(message: str) -> NoReturn:
