@@ -82,8 +82,8 @@ class Reference:
             at = f"blk.{layer}"
             rows = self._norm(f"{at}.attn_output_norm", rows + self._attention(at, rows))
             inner = self._linear(f"{at}.ffn_up", rows)
-            inner = inner * (1 + erf(inner / math.sqrt(2))) / 2
-            rows = self._norm(f"{at}.layer_output_norm", rows + self._linear(f"{at}.ffn_down", inner))
+            gelu = (inner * (1 + erf(inner * np.float32(0.5**0.5))) / 2).astype(np.float32)
+            rows = self._norm(f"{at}.layer_output_norm", rows + self._linear(f"{at}.ffn_down", gelu))
         return rows
 
     def _attention(self, at: str, rows: Array) -> Array:

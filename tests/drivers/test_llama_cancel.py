@@ -56,7 +56,7 @@ def until(model: Model, condition: Callable[[Answers], bool]) -> Answers:
 def begin(model: Model, victim: Generate) -> None:
     """Somebody streams, so that the victim's prompt is read in small pieces beside it."""
     model.submit(STAYS)
-    stays = until(model, lambda answers: "stays" in answers and bool(answers["stays"].tokens))
+    stays = until(model, lambda answers: "stays" in answers and len(answers["stays"].tokens) > 1)
     assert not stays.ended("stays")
     model.submit(victim)
 

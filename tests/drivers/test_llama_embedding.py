@@ -10,6 +10,7 @@ from pathlib import Path
 import gguf
 import pytest
 from granville_llama import LlamaDriver
+from granville_llama.binding import c
 from granville_llama.embedding import BATCH_TOKENS, EmbeddingModel
 
 from granville.hosting.interface import (
@@ -34,9 +35,11 @@ TEXTS = tuple(f"the {animal} {verb} on a {colour} mat" for animal in ("cat", "do
               for colour in ("red", "blue"))  # fmt: skip
 
 
-def load(path: Path, type: str = "embedding", *, slots: int = 4, context_size: int = 0, **options: object) -> Model:
+def load(
+    path: Path, type: str = "embedding", *, slots: int = 4, context_size: int = 0, threads: int = 1, **options: object
+) -> Model:
     return LlamaDriver().load(
-        ModelSpec(path, slots=slots, context_size=context_size, threads=1, type=type, options=options)
+        ModelSpec(path, slots=slots, context_size=context_size, threads=threads, type=type, options=options)
     )
 
 
@@ -175,7 +178,7 @@ def test_a_step_is_a_bounded_batch_and_jobs_take_turns(tiny: Path) -> None:
     tokens = ends.by_id["many"].usage.prompt_tokens  # type: ignore[union-attr]  # a failed one has none and ends here
     assert ends.steps >= tokens / BATCH_TOKENS
     assert ends.order == ["few", "many"]
-    assert model.stats() == {"texts_waiting": 0}
+    assert model.stats() == {"threads": 1, "texts_waiting": 0}
     model.close()
 
 
@@ -207,6 +210,28 @@ def test_an_interrupted_batch_is_read_again(minilm: Path) -> None:
     assert isinstance(end, Output)
     assert all(map(near, end.value, expected))  # type: ignore[arg-type]
     model.close()
+
+
+def test_cores_are_left_to_others_and_what_is_said_stays(minilm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("granville_llama.loading.usable_cores", lambda: 2)
+    model, expected = load(minilm, threads=0), load(minilm)
+    assert isinstance(model, EmbeddingModel)
+    assert model.stats()["threads"] == 2
+    told: list[tuple[float, float]] = []
+
+    def after(seconds: float, usual: float) -> bool:
+        told.append((seconds, usual))
+        return True
+
+    monkeypatch.setattr(model._crew, "after", after)
+    monkeypatch.setattr(model._crew._governor, "before", lambda now: 1)
+    for _ in range(3):
+        assert all(map(near, vectors(model, *TEXTS), vectors(expected, *TEXTS)))
+    assert c.llama_n_threads(model._reader._handle) == c.llama_n_threads_batch(model._reader._handle) == 1
+    assert told[0][1] == 0, "nothing is known of the first"
+    assert told[1][1] == pytest.approx(told[0][0]), "the second has as much to read"
+    model.close()
+    expected.close()
 
 
 def test_a_text_over_the_context_fails_alone(minilm: Path) -> None:

@@ -7,6 +7,7 @@ behind one with a thousand, and a job can be cancelled between any two batches.
 from __future__ import annotations
 
 import math
+import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -25,10 +26,13 @@ from granville.hosting.interface import (
 )
 from granville_llama.binding import Decoded, Weights
 from granville_llama.reader import Pairs, Reader
+from granville_llama.threads import Crew
 
 BATCH_TOKENS = 128
 """What a step reads, unless a single text has more."""
 BATCH_TEXTS = 32
+AVERAGE_WEIGHT = 0.25
+"""Of the newest measurement, in the running average of a token's time."""
 
 
 @dataclass(eq=False, slots=True)
@@ -50,12 +54,15 @@ class _Job:
 class EmbeddingModel:
     """A loaded model of type embedding or rerank."""
 
-    def __init__(self, weights: Weights, reader: Reader, info: ModelInfo, *, type: str, slots: int) -> None:
+    def __init__(self, weights: Weights, reader: Reader, info: ModelInfo, crew: Crew, *, type: str, slots: int) -> None:
         self.info = info
         self.slots = slots
         self.capabilities = Capabilities(types=frozenset({type}), messages=False)
         self._weights = weights
         self._reader = reader
+        self._crew = crew
+        self._token_s: dict[int, float] = {}
+        """By the number of threads."""
         self._pairs = Pairs(weights)
         self._takes = Embed if type == "embedding" else Rerank
         self._jobs: dict[str, _Job] = {}
@@ -105,13 +112,15 @@ class EmbeddingModel:
         """Nothing is kept from one text to the next."""
 
     def stats(self) -> Mapping[str, int | float | str]:
-        return {"texts_waiting": sum(len(job.texts) - len(job.values) for job in list(self._jobs.values()))}
+        waiting = sum(len(job.texts) - len(job.values) for job in list(self._jobs.values()))
+        return {"threads": self._crew.threads, "texts_waiting": waiting}
 
     def interrupt(self) -> None:
         self._reader.interrupt()
 
     def close(self) -> None:
         self._jobs.clear()
+        self._crew.close()
         self._reader.close()
         self._weights.close()
 
@@ -159,16 +168,24 @@ class EmbeddingModel:
     # read
 
     def _read(self, batch: list[tuple[_Job, list[int]]]) -> None:
+        threads, began = self._crew.before(), time.perf_counter()
         code, rows = self._reader.read([tokens for _, tokens in batch])
         if code is Decoded.ABORTED:  # perhaps again and again: a smaller batch has a better chance to come to its end
             self._at_once = max(1, len(batch) // 2)
             return
         if code is not Decoded.OK:
             raise DriverError("llama.cpp failed to read a batch; the model has to be loaded again")
+        self._learn(threads, sum(len(tokens) for _, tokens in batch), time.perf_counter() - began)
         del self._batch[: len(batch)]
         for (job, tokens), row in zip(batch, rows, strict=True):
             if self._jobs.get(job.task.id) is job:
                 self._take(job, len(tokens), row)
+
+    def _learn(self, threads: int, tokens: int, seconds: float) -> None:
+        """What a batch took, so that the crew can tell when other programs have the cores."""
+        known = self._token_s.get(threads, 0.0)
+        if self._crew.after(seconds, known * tokens):
+            self._token_s[threads] = known + (AVERAGE_WEIGHT if known else 1.0) * (seconds / tokens - known)
 
     def _take(self, job: _Job, prompt_tokens: int, row: list[float]) -> None:
         if not all(map(math.isfinite, row)):

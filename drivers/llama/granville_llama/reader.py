@@ -90,6 +90,10 @@ class Reader:
             return code, []
         return code, [c.llama_get_embeddings_seq(self._handle, text)[: self._width] for text in range(count)]
 
+    def set_threads(self, threads: int) -> None:
+        """Of the next `read`."""
+        c.llama_set_n_threads(self._handle, threads, threads)
+
     def interrupt(self) -> None:
         """From any thread: end the running `read`, or else the next one, until `rearm`."""
         self._flag[0] = b"\1"
