@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 from granville.errors import StartupError
 
@@ -13,6 +14,7 @@ DEFAULT_SOCKET = "/tmp/granville.sock"
 DEFAULT_HTTP_PORT = 8080
 DEFAULT_TCP_PORT = 9000
 DEFAULT_MODEL = "smollm2"
+Strategy = Literal["least-busy", "round-robin"]
 MAX_SOCKET_PATH_BYTES = 107
 """`sun_path` is 108 bytes on Linux, its closing NUL included (unix(7))."""
 
@@ -62,6 +64,21 @@ class ServeConfig:
     """Unsent replies a connection or a job may hold before its reader counts as too slow."""
     write_stall_s: float = 60.0
     """A peer that takes no byte for so long is gone."""
+    strategy: Strategy = "least-busy"
+    """Which model of a type takes a job that names none."""
+    rank_ms: float = 250.0
+    """How long a request that asks to be ranked waits for it; then it is normal."""
+    memory_bytes: int | None = None
+    """The daemon's whole budget (scheduling/memory.py); None: no bound is kept."""
+    kv_ram_bytes: int = 256 << 20
+    """Of that, cached and parked states of all models together."""
+    kv_disk_bytes: int = 4 << 30
+    """States on disk, all models together; 0 keeps none there."""
+    kv_dir: Path | None = None
+    """Where states and transcripts lie; None keeps none on disk."""
+    session_ttl_s: float = 7 * 86_400.0
+    """A session that nobody went on with for so long is forgotten."""
+    max_sessions: int = 1024
 
     def __post_init__(self) -> None:
         size = len(os.fsencode(self.socket))
@@ -77,6 +94,10 @@ class ServeConfig:
             ("--max-connections", self.max_connections, 1),
             ("--max-senders", self.max_senders, 1),
             ("--max-request-bytes", self.max_request_bytes, 1024),
+            ("--memory", 1 if self.memory_bytes is None else self.memory_bytes, 1),
+            ("--kv-ram", self.kv_ram_bytes, 0),
+            ("--kv-disk", self.kv_disk_bytes, 0),
+            ("--max-sessions", self.max_sessions, 1),
         ):
             if value < least:
                 raise StartupError(f"{flag}: must be at least {least}, got {value}")
@@ -85,11 +106,16 @@ class ServeConfig:
             ("--age-after", self.age_after_s),
             ("--step-timeout", self.stall_s),
             ("--delivery-ttl", self.delivery_ttl_s),
+            ("--session-ttl", self.session_ttl_s),
         ):
             if not seconds > 0:
                 raise StartupError(f"{flag}: must be more than 0 seconds, got {seconds:g}")
         if self.prefill_ms is not None and not self.prefill_ms > 0:
             raise StartupError(f"--prefill-ms: must be more than 0 milliseconds, got {self.prefill_ms:g}")
+        if not self.rank_ms >= 0:
+            raise StartupError(f"--rank-ms: must not be negative, got {self.rank_ms:g}")
+        if self.strategy not in get_args(Strategy):
+            raise StartupError(f"--strategy: expected {' or '.join(get_args(Strategy))}, got {self.strategy!r}")
         if not self.grace_s >= 0:
             raise StartupError(f"--grace: must not be negative, got {self.grace_s:g}")
         if not 0 <= self.http_port <= 65535:

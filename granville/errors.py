@@ -118,6 +118,10 @@ class StartupError(GranvilleError):
     """The daemon or a command cannot start: one line for the person at the terminal, and a non-zero exit."""
 
 
+class DoesNotFit(StartupError):
+    """A model is larger than what is left of `--memory`; the message has the figures and what would fit."""
+
+
 WIRE_ERRORS: dict[str, type[GranvilleError]] = {
     cls.error: cls
     for cls in (

@@ -14,10 +14,11 @@ from rich.table import Table
 from rich.text import Text
 
 from granville.cli.options import Socket
-from granville.cli.terminal import show
+from granville.cli.terminal import printable, show
 from granville.client import connect
 from granville.client.address import DEFAULT_ADDRESS
 
+_STYLES = {"ready": "green", "failed": "red", "restarting": "yellow", "loading": "yellow", "unloading": "yellow"}
 PIPE_COLUMNS = 160
 """Where there is no terminal to tell its width."""
 
@@ -58,7 +59,10 @@ def make_console() -> Console:
 def print_status(console: Console, reply: Mapping[str, Any]) -> None:
     """The daemon's reply to `status`, as two tables."""
     console.print(_daemon_table(reply))
-    console.print(_model_table(reply["models"]))
+    console.print(model_table(reply["models"]))
+    for model in reply["models"]:
+        if model["state"] != "ready" and model.get("last_error"):
+            console.print(Text(printable(f"{model['id']}: {model['last_error']}"), "red"))
 
 
 def job_table(reply: Mapping[str, Any]) -> Table:
@@ -96,22 +100,26 @@ def _daemon_table(reply: Mapping[str, Any]) -> Table:
     return table
 
 
-def _model_table(models: list[Mapping[str, Any]]) -> Table:
+def model_table(models: list[Mapping[str, Any]]) -> Table:
+    """Of the daemon's listing; a model's figures of the moment are there in the reply to `status` only."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("model", overflow="fold")
     table.add_column("state")
-    for title in ("running", "waiting", "tokens/s", "context", "memory", "last step"):
+    restarted = any(model.get("restarts") for model in models)
+    titles = ("running", "waiting", "tokens/s", "context", "memory", *(["restarts"] if restarted else []), "last step")
+    for title in titles:
         table.add_column(title, justify="right", no_wrap=True)
     for model in models:
         table.add_row(
             Text(f"{model['id']}\n").append(f"{model['type']}, {model['driver']}", "dim"),
-            str(model["state"]),
+            Text(str(model["state"]), _STYLES.get(model["state"], "")),
             f"{model['running']}/{model['slots']}",
             str(model["waiting"]),
-            f"{model['tokens_per_s'] or 0:.1f}",
+            f"{model.get('tokens_per_s') or 0:.1f}",
             str(model["context_size"]),
             _bytes(model["memory_bytes"]),
-            f"{_seconds(model['stalled_s'])} ago" if model["stalled_s"] else "",
+            *([str(model.get("restarts") or "")] if restarted else []),
+            f"{_seconds(model['stalled_s'])} ago" if model.get("stalled_s") else "",
         )
     return table
 

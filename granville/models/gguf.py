@@ -22,7 +22,13 @@ MAX_STRING_BYTES = 1 << 20
 """Of a string that is wanted; longer ones, and those that are not wanted, are only stepped over."""
 MAX_ARRAY_STRINGS = 4 << 20
 """Sixteen times the largest vocabularies; each string is a step of the walk, about 0.2 µs."""
+MAX_LAYERS = 4096
 WINDOW_BYTES = 256 << 10
+SHAPE = (
+    ".block_count", ".embedding_length", ".attention.head_count", ".attention.head_count_kv", ".attention.key_length",
+    ".attention.value_length",
+)  # fmt: skip
+"""What the size of the KV cache follows from."""
 
 STRING, ARRAY = 8, 9
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -52,6 +58,15 @@ class ModelHeader:
     """Tokens the model was trained for."""
     has_chat_template: bool
     tensors: int
+    layers: int | None = None
+    embedding: int | None = None
+    """Width of the model."""
+    heads: int | None = None
+    kv_heads: int | None = None
+    kv_heads_of_layers: int | None = None
+    """Where layers differ: all layers' together."""
+    key_length: int | None = None
+    value_length: int | None = None
 
 
 def read_header(path: Path) -> ModelHeader:
@@ -143,6 +158,10 @@ def _header(walk: _Walk) -> ModelHeader:
         kind = walk.count("I")
         if _is_wanted(key):
             found[key] = _value(walk, key, kind)
+        elif kind == ARRAY and key.endswith(".attention.head_count_kv"):
+            found[f"{key}.sum"] = _sum(walk, key)
+        elif kind in SCALARS and key.endswith(SHAPE):
+            found[key] = walk.scalar(SCALARS[kind])
         else:
             _skip(walk, key, kind)
     architecture = _take(found, "general.architecture", str)
@@ -158,6 +177,13 @@ def _header(walk: _Walk) -> ModelHeader:
         context_length=_take(found, f"{architecture}.context_length", int),
         has_chat_template=bool(found.get("tokenizer.chat_template")),
         tensors=tensors,
+        layers=_take(found, f"{architecture}.block_count", int),
+        embedding=_take(found, f"{architecture}.embedding_length", int),
+        heads=_take(found, f"{architecture}.attention.head_count", int),
+        kv_heads=_take(found, f"{architecture}.attention.head_count_kv", int),
+        kv_heads_of_layers=_take(found, f"{architecture}.attention.head_count_kv.sum", int),
+        key_length=_take(found, f"{architecture}.attention.key_length", int),
+        value_length=_take(found, f"{architecture}.attention.value_length", int),
     )
 
 
@@ -172,6 +198,17 @@ def _value(walk: _Walk, key: str, kind: int) -> Value:
     if kind in SCALARS:
         return walk.scalar(SCALARS[kind])
     raise _Unsound(f"{key} has the type {kind}, a number or a string was expected")
+
+
+def _sum(walk: _Walk, key: str) -> int:
+    """Of an array of whole numbers, one a layer."""
+    item, count = walk.count("I"), walk.count()
+    letter = SCALARS.get(item, "")
+    if not letter or letter in "fd?":
+        raise _Unsound(f"{key} is an array of the type {item}, whole numbers were expected")
+    if count > MAX_LAYERS:
+        raise _Unsound(f"{key} has {count} items, {MAX_LAYERS} are the most")
+    return sum(walk.count(letter) for _ in range(count))
 
 
 def _skip(walk: _Walk, key: str, kind: int) -> None:

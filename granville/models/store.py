@@ -20,6 +20,7 @@ from granville.fetch.verify import require_digest
 from granville.models.catalogue import Catalogue, ModelEntry
 from granville.models.gguf import ModelHeader, read_header
 from granville.models.spec import FileRef, ModelRef, NameRef, parse_ref
+from granville.models.tuned import is_tuned_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +66,10 @@ class ModelStore:
         return self.folder / source.place
 
     def paths(self) -> list[Path]:
-        """Every GGUF file below the folder, sorted."""
+        """Every GGUF file below the folder, sorted; what tuning made of one is no model of its own."""
         # Not rglob, which fails when a fetch removes its folder beside it meanwhile.
         found = (Path(parent, name) for parent, _, names in os.walk(self.folder) for name in names)
-        return sorted(path for path in found if path.suffix == ".gguf" and path.is_file())
+        return sorted(path for path in found if path.suffix == ".gguf" and path.is_file() and not is_tuned_file(path))
 
     def files(self) -> list[ModelFile]:
         """Every model on disk, then those of the catalogue that are not. A broken file is listed with its problem."""

@@ -11,12 +11,18 @@ from granville.errors import NoModel, UnknownModel, Unsupported
 from granville.scheduling.job import Lane
 from granville.wire.messages import ModelType, Request
 
-ModelState = Literal["loading", "ready", "restarting", "stopped"]
+ModelState = Literal["loading", "ready", "failed", "restarting", "unloading", "stopped"]
+"""failed: it was never loaded so far, and is tried again as a restarting one is. unloading: it ends what it runs and
+takes nothing new."""
 
 
 RATE_WINDOW_S = 5.0
-OTHER_INPUTS = ("audio", "audio_path", "documents", "voice")
-"""What a request may bring to models of other types; one that writes text would pass over it in silence."""
+OTHER_INPUTS: dict[str, tuple[str, ...]] = {
+    "inference": ("audio", "audio_path", "documents", "voice"),
+    "embedding": ("audio", "audio_path", "voice"),
+    "rerank": ("audio", "audio_path", "voice"),
+}
+"""By a model's type, what a request may bring to models of others: it would pass over it in silence."""
 
 
 @dataclass(eq=False, slots=True)
@@ -34,6 +40,8 @@ class ModelEntry:
     context_size: int = 0
     memory_bytes: int = 0
     running: set[str] = field(default_factory=set)
+    drains: bool = False
+    """It is unloading, and jobs that are parked on it come back to end."""
     restarts: int = 0
     last_error: str | None = None
     _tokens_per_s: float = 0.0
@@ -48,12 +56,18 @@ class ModelEntry:
         return self._tokens_per_s * math.exp((self._measured_at - now) / RATE_WINDOW_S)
 
     @property
-    def lanes(self) -> tuple[Lane, Lane]:
-        return ("model", self.id), ("type", self.type)
+    def lanes(self) -> tuple[Lane, ...]:
+        own: Lane = ("model", self.id)
+        return (own,) if self.drains else (own, ("type", self.type))
+
+    @property
+    def serves(self) -> bool:
+        """Whether it takes jobs, now or when it is loaded again."""
+        return self.state not in ("unloading", "stopped")
 
     @property
     def free(self) -> int:
-        return self.slots - len(self.running) if self.state == "ready" else 0
+        return self.slots - len(self.running) if self.state == "ready" or self.drains else 0
 
     def listing(self) -> dict[str, Any]:
         return {
@@ -82,31 +96,51 @@ class Roster:
     def __iter__(self) -> Iterator[ModelEntry]:
         return iter(self._models.values())
 
+    def __contains__(self, id: str) -> bool:
+        return id in self._models
+
+    def __getitem__(self, id: str) -> ModelEntry:
+        return self._models[id]
+
+    def __len__(self) -> int:
+        return len(self._models)
+
+    def remove(self, id: str) -> None:
+        del self._models[id]
+
     def add(self, entry: ModelEntry) -> None:
         if entry.id in self._models:
             raise ValueError(f"two models with the id {entry.id}")
         self._models[entry.id] = entry
 
     def check(self, request: Request) -> None:
-        """Whether some model can take this request. Raises UnknownModel, NoModel or Unsupported."""
+        """Raises what `able` raises."""
+        self.able(request)
+
+    def able(self, request: Request) -> list[ModelEntry]:
+        """The models that can take this request, now or when they are loaded again. Raises UnknownModel, NoModel or
+        Unsupported when there are none."""
         if request.model_id is not None:
             named = self._models.get(request.model_id)
-            if named is None:
-                known = ", ".join(self._models) or "none"
+            if named is None or named.state == "unloading":
+                known = ", ".join(entry.id for entry in self if entry.serves) or "none"
                 raise UnknownModel(f"model_id: no model {request.model_id!r} here; there are: {known}")
             if named.type != request.model_type:
                 raise Unsupported(f"model_type: {named.id} is of type {named.type}, not {request.model_type}")
             able = [named]
         else:
-            able = [entry for entry in self if entry.type == request.model_type]
+            able = [entry for entry in self if entry.type == request.model_type and entry.state != "unloading"]
         if not able:
             raise NoModel(f"model_type: no model of type {request.model_type} is loaded")
-        if all(entry.state == "stopped" for entry in able):
+        able = [entry for entry in able if entry.serves]
+        if not able:
             raise NoModel("the model has been stopped")
         for field_name, feature in _needs(request):
-            able = [entry for entry in able if feature in entry.features]
+            # What one that was never loaded can do is not known: it may take the job, and refuse it.
+            able = [entry for entry in able if feature in entry.features or not entry.slots]
             if not able:
                 raise Unsupported(f"{field_name}: the model cannot do this")
+        return able
 
 
 def _needs(request: Request) -> list[tuple[str, str]]:
@@ -120,7 +154,7 @@ def _needs(request: Request) -> list[tuple[str, str]]:
             ("json_schema", "constrain"),
             ("tools", "tools"),
             ("tool_choice", "tools"),
-            *((name, name) for name in OTHER_INPUTS if request.model_type == "inference"),
+            *((name, name) for name in OTHER_INPUTS.get(request.model_type, ())),
         )
         if getattr(request, name) is not None
     ]

@@ -34,6 +34,13 @@ def test_the_defaults_of_the_documentation() -> None:
         ({"age_after_s": -1}, "--age-after"),
         ({"stall_s": 0}, "--step-timeout"),
         ({"delivery_ttl_s": 0}, "--delivery-ttl"),
+        ({"strategy": "random"}, "--strategy"),
+        ({"rank_ms": -1}, "--rank-ms"),
+        ({"memory_bytes": 0}, "--memory"),
+        ({"kv_ram_bytes": -1}, "--kv-ram"),
+        ({"kv_disk_bytes": -1}, "--kv-disk"),
+        ({"session_ttl_s": 0}, "--session-ttl"),
+        ({"max_sessions": 0}, "--max-sessions"),
         ({"grace_s": -0.1}, "--grace"),
         ({"grace_s": float("nan")}, "--grace"),
         ({"prefill_ms": 0}, "--prefill-ms"),
@@ -53,7 +60,8 @@ def test_what_cannot_be_is_refused_by_its_flag(fields: dict[str, Any], flag: str
     [
         {"socket": "/tmp/" + "x" * (MAX_SOCKET_PATH_BYTES - 5)},
         {"queue_size": 1, "max_connections": 1, "max_senders": 1, "max_request_bytes": 1024},
-        {"grace_s": 0.0, "http_port": 0},
+        {"grace_s": 0.0, "http_port": 0, "rank_ms": 0, "strategy": "round-robin"},
+        {"memory_bytes": 1, "kv_ram_bytes": 0, "kv_disk_bytes": 0, "kv_dir": None, "max_sessions": 1},
         {"http_port": 65535, "prefill_ms": 0.5},
     ],
 )

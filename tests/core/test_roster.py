@@ -101,6 +101,14 @@ def test_what_is_for_other_types_is_refused_and_not_passed_over(field: str, valu
         roster_of(entry()).check(ask(**{field: value}))
 
 
+@pytest.mark.parametrize("type", ["embedding", "rerank"])
+def test_documents_are_for_models_that_read(type: ModelType) -> None:
+    roster = roster_of(entry("bert-1", type))
+    roster.check(ask(model_type=type, documents=["d"]))
+    with pytest.raises(Unsupported, match=r"^voice: "):
+        roster.check(ask(model_type=type, documents=["d"], voice="amy"))
+
+
 def test_one_model_must_be_able_to_do_all_of_it() -> None:
     roster = roster_of(entry("a", features=frozenset({"tools"})), entry("b", features=frozenset({"constrain"})))
     roster.check(ask(tools=[{}]))

@@ -11,8 +11,9 @@ import trio
 
 from granville.config import ServeConfig
 from granville.hosting.interface import ModelSpec
-from granville.nursery.kernel import FLUSH_S, ModelPlan, Serving, run_kernel
+from granville.nursery.kernel import FLUSH_S, Serving, run_kernel
 from granville.nursery.listener import unix_listener
+from granville.nursery.pool import ModelPlan
 from granville.scheduling.roster import ModelEntry
 from granville.testing.fake import FakeDriver, FakePlan, TrioStepper
 

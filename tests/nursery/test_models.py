@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import trio
 
+from granville.errors import StartupError
 from granville.hosting.interface import DriverError, Model, ModelSpec, Task, Token
 from granville.nursery.inference import Inference
 from granville.nursery.stepper import EventSink
@@ -19,13 +20,17 @@ from granville.testing.fake import FakeDriver, FakeModel, FakePlan
 from granville.testing.kernel import request, running_kernel
 
 
-async def test_a_failing_model_costs_its_running_jobs_and_comes_back() -> None:
-    async with running_kernel(decode_s=1.0, fault="raise", fault_after_steps=2) as k:
+async def test_a_failing_model_costs_what_was_streamed_and_comes_back() -> None:
+    async with running_kernel(slots=2, decode_s=1.0, fault="raise", fault_after_steps=2) as k:
         client = k.connect()
-        await client.send(request("runs"), request("waits", "a"))
+        await client.send(request("streams", stream=True), request("runs"), request("waits", "a"))
         first = await client.terminal()
-        assert (first["id"], first["error"], first["code"]) == ("runs", "driver_failed", 502)
-        assert (await client.terminal())["id"] == "waits"
+        assert (first["id"], first["error"], first["code"]) == ("streams", "driver_failed", 502)
+        ends = [await client.terminal() for _ in range(2)]
+        assert [(end["id"], end["tool_input_json"]) for end in ends] == [
+            ("waits", '["a"]'),
+            ("runs", '["one two three"]'),
+        ]
         assert k.drivers[0].loads == 2
         (listing,) = (await client.ask({"op": "models"}))["models"]
         assert (listing["state"], listing["restarts"]) == ("ready", 1)
@@ -96,7 +101,7 @@ async def test_an_idle_model_is_healthy_however_long() -> None:
 
 
 async def test_a_model_that_cannot_be_loaded_cannot_start() -> None:
-    with pytest.RaisesGroup(DriverError, flatten_subgroups=True, allow_unwrapped=True):
+    with pytest.RaisesGroup(StartupError, flatten_subgroups=True, allow_unwrapped=True):
         async with running_kernel(load_error="this is no model"):
             pytest.fail("the kernel started")
 
@@ -125,8 +130,9 @@ async def test_a_driver_that_returns_nonsense_is_lost_alone(monkeypatch: pytest.
         monkeypatch.setattr(k.drivers[0].models[0], "step", lambda prefill_ms: [None])
         await client.send(request("bad", model_id="fake-0"), request("good", "a b", model_id="fake-1"))
         ends = {(m := await client.terminal())["id"]: m for _ in range(2)}
-        assert (ends["bad"]["code"], ends["good"]["tool_input_json"]) == (502, '["a b"]')
-        assert "NoneType" in ends["bad"]["message"]
+        assert (ends["bad"]["model_id"], ends["good"]["tool_input_json"]) == ("fake-0", '["a b"]')
+        assert "NoneType" in str(k.desk.models[0].entry.last_error)
+        assert [driver.loads for driver in k.drivers] == [2, 1]
 
 
 async def test_a_control_operation_that_fails_costs_its_own_reply() -> None:

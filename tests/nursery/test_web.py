@@ -16,7 +16,8 @@ from granville.config import ServeConfig
 from granville.hosting.interface import ModelSpec
 from granville.http.app import make_app
 from granville.nursery import web
-from granville.nursery.kernel import ModelPlan, Serving, run_kernel
+from granville.nursery.kernel import Serving, run_kernel
+from granville.nursery.pool import ModelPlan
 from granville.scheduling.roster import ModelEntry
 from granville.testing.fake import FakeDriver, FakePlan, TrioStepper
 
