@@ -26,6 +26,12 @@ class Consumer(Protocol):
 
     def cancel(self, job: Job) -> None: ...
 
+    def victim(self) -> Job | None:
+        """The running job that would be parked first, if one may be."""
+
+    def park(self, job: Job) -> None:
+        """Take it off its slot, which the next job that is started gets."""
+
 
 class Channel:
     def __init__(self, admission: Admission) -> None:
@@ -33,11 +39,18 @@ class Channel:
         self._consumers: list[Consumer] = []
         self._paused = False
 
+    @property
+    def paused(self) -> bool:
+        return self._paused
+
     def attach(self, consumer: Consumer) -> None:
         self._consumers.append(consumer)
 
+    def detach(self, consumer: Consumer) -> None:
+        self._consumers.remove(consumer)
+
     def pause(self) -> None:
-        """Start no further job; what runs goes on."""
+        """Whoever calls this has ended all that has not run: only parked jobs start again."""
         self._paused = True
 
     def put(self, request: Request, size: int, client: ClientKey, delivery: Delivery) -> Job:
@@ -45,9 +58,8 @@ class Channel:
         return self.admission.admit(request, size, client, delivery, trio.current_time())
 
     def dispatch(self) -> None:
-        """Give waiting jobs to free slots, best job first, to the least busy model that can take it."""
-        if self._paused:
-            return
+        """Give waiting jobs to free slots, best job first, to the least busy model that can take it; then slots of
+        running jobs to waiting ones of a higher class."""
         now = trio.current_time()
         backlog, rate = self.admission.backlog, self.admission.rate
         idle = [consumer for consumer in self._consumers if consumer.entry.free > 0]
@@ -59,12 +71,30 @@ class Channel:
                 consumer.start(job)
             if job is None or consumer.entry.free <= 0:
                 idle.remove(consumer)
+        if len(backlog):
+            self._preempt(now)
+
+    def _preempt(self, now: float) -> None:
+        """Give waiting jobs of a strictly higher class the slots of running ones, lowest class first."""
+        backlog, rate = self.admission.backlog, self.admission.rate
+        victims = [(consumer, victim) for consumer in self._consumers if (victim := consumer.victim()) is not None]
+        while victims:
+            consumer, victim = max(victims, key=lambda pair: pair[1].urgency)
+            job = backlog.take_more_urgent(consumer.entry.lanes, victim.urgency)
+            victims.remove((consumer, victim))
+            if job is not None:
+                consumer.park(victim)
+                rate.started(now, len(backlog))
+                consumer.start(job)
+                next_victim = consumer.victim()
+                if next_victim is not None:
+                    victims.append((consumer, next_victim))
 
     def withdraw(self, job: Job) -> None:
-        """Take back a job that is to end: out of the backlog, or off its model at the next step."""
+        """Take back a job that is to end: out of the backlog, off its model at the next step, or from where it is
+        parked."""
         if job in self.admission.backlog:
             self.admission.backlog.remove(job)
-            return
         for consumer in self._consumers:
             if consumer.entry.id == job.model_id:
                 consumer.cancel(job)

@@ -9,7 +9,7 @@ import socket
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from typing import Any
 
@@ -17,7 +17,7 @@ import trio
 
 from granville import __version__
 from granville.config import ServeConfig
-from granville.errors import BadRequest, Cancelled, FramingLost, GranvilleError, Internal, TooLarge
+from granville.errors import BadRequest, Cancelled, FramingLost, GranvilleError, Internal, TooLarge, Unsupported
 from granville.nursery.address import parse_callback
 from granville.nursery.callbacks import CallbackRoute, JobDelivery, Route, Senders, deliver
 from granville.nursery.desk import Desk
@@ -102,6 +102,8 @@ class Connection:
         self._reading = trio.CancelScope()
         self._accepted = False
         """Whether the turn brought a job."""
+        self._pending = 0
+        """Control operations that are answered later."""
 
     async def run(self) -> None:
         """Started by: the listener. Ends when: the client is gone, or has said all and got its answers. Cancelled
@@ -145,7 +147,7 @@ class Connection:
             nursery.start_soon(self._wait_until_hung_up, nursery.cancel_scope, lost is None)
             if lost is not None:
                 await self._discard()
-            while self._routes:
+            while self._routes or self._pending:
                 self._all_answered = trio.Event()
                 await self._all_answered.wait()
             nursery.cancel_scope.cancel()
@@ -241,12 +243,30 @@ class Connection:
         self.push(encode(error_reply(id, error, rid)))
 
     def _answer(self, message: Control) -> None:
+        if message.op in ("load", "unload"):
+            pool = self._desk.pool
+            assert pool is not None
+            if self._peer.is_tcp:  # whoever has an account here can reach it, and a path is a file of this user
+                self._refuse(message.id, Unsupported("op: load and unload are for the Unix socket"), message.rid)
+                return
+            self._pending += 1
+            pool.ask(message, partial(self._answer_late, message))
+            return
         try:
             reply = control(self._desk, message)
         except GranvilleError as error:
             self.push(encode(error_reply(message.id, error, message.rid)))
             return
         self.push(encode(reply if message.rid is None else {**reply, "rid": message.rid}))
+
+    def _answer_late(self, message: Control, outcome: dict[str, Any] | GranvilleError) -> None:
+        """The reply to what took its time."""
+        self._pending -= 1
+        if isinstance(outcome, GranvilleError):
+            self.push(encode(error_reply(message.id, outcome, message.rid)))
+        else:
+            self.push(encode(outcome if message.rid is None else {**outcome, "rid": message.rid}))
+        self._all_answered.set()
 
     def _accept(self, request: Request, size: int) -> None:
         route: Route
@@ -274,6 +294,7 @@ class Connection:
         assert isinstance(delivery, JobDelivery)
         begins_to_stream = request.stream and not delivery.stream
         delivery.stream = request.stream
+        job.streams |= request.stream
         here = job in self._routes if isinstance(route, _InlineRoute) else _same_callback(delivery.route, route)
         if here:
             if begins_to_stream and job.text and job.outcome is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import trio
 
@@ -19,12 +19,20 @@ from granville.errors import Cancelled, DeadlineExceeded, GranvilleError, Shutti
 from granville.nursery.channel import Channel
 from granville.nursery.inference import Inference
 from granville.nursery.outbox import Cork
+from granville.nursery.ranking import Ranking
+from granville.nursery.rescue import Rescue
+from granville.nursery.tasks import spoken
 from granville.scheduling.admission import Admission
 from granville.scheduling.backlog import Backlog
 from granville.scheduling.job import ClientKey, Delivery, Job, estimated_cost
-from granville.scheduling.roster import Roster
-from granville.scheduling.sessions import Sessions
+from granville.scheduling.memory import Held, MemoryBudget
+from granville.scheduling.roster import ModelEntry, Roster
+from granville.scheduling.routing import Router
+from granville.scheduling.sessions import MemoryTranscripts, Sessions, Transcripts, Turn
 from granville.wire.messages import Request, Result
+
+if TYPE_CHECKING:
+    from granville.nursery.pool import Pool
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +47,8 @@ class Counters:
     cancelled: int = 0
     expired: int = 0
     rejected: int = 0
+    preemptions: int = 0
+    """How often a running job was parked for a more urgent one."""
     delivered: int = 0
     """Terminal messages to callbacks; and those given up."""
     undelivered: int = 0
@@ -50,16 +60,28 @@ class Counters:
 
 
 class Desk:
-    def __init__(self, config: ServeConfig, roster: Roster) -> None:
+    def __init__(self, config: ServeConfig, roster: Roster, transcripts: Transcripts | None = None) -> None:
         self.config = config
         self.roster = roster
-        self.sessions = Sessions()
+        self.sessions = Sessions(MemoryTranscripts(config.max_sessions) if transcripts is None else transcripts)
         self.backlog = Backlog(config.queue_size, config.age_after_s)
-        self.admission = Admission(self.backlog, roster, self.sessions, config.timeout_s)
+        self.budget = MemoryBudget(config.memory_bytes, config.kv_ram_bytes)
+        self.admission = Admission(
+            self.backlog,
+            roster,
+            self.sessions,
+            config.timeout_s,
+            router=Router(roster, config.strategy),
+            held=Held(self.budget),
+        )
         self.channel = Channel(self.admission)
         self.cork = Cork()
         self.counters = Counters()
         self.models: list[Inference] = []
+        self.rescue = Rescue(self)
+        self.ranking = Ranking(self)
+        self.pool: Pool | None = None
+        """Set by the pool itself, which lives in the kernel's tree."""
         self.stop_requested = trio.Event()
         self.all_ended = trio.Event()
         """Set once the daemon is closed for new work and every job has its terminal message."""
@@ -76,10 +98,14 @@ class Desk:
         job = self.channel.put(request, size, client, delivery)
         self.counters.accepted += 1
         self._undecided += 1
+        self._fit_caches()
+        self.ranking.consider(job)
         return job
 
-    def token(self, job: Job, text: str) -> None:
+    def token(self, job: Job, text: str, token_ids: tuple[int, ...]) -> None:
         """A piece of a running job's answer."""
+        if job.request.session_id is not None:
+            job.token_ids += token_ids
         if text:
             job.text.append(text)
             job.delivery.delta(text)
@@ -100,16 +126,34 @@ class Desk:
             if was_running:
                 written = sum(map(len, job.text))
                 self.backlog.settle(job, job.cost - job.request.max_tokens + estimated_cost(written, 0))
-        answer = "".join(job.text) if isinstance(outcome, Result) else None
+        answer = Turn("assistant", spoken(outcome), tuple(job.token_ids)) if isinstance(outcome, Result) else None
         next_turn = self.sessions.leave(job, answer)
         if next_turn is not None:
+            self.admission.follow_session(next_turn)
             self.channel.release(next_turn)
             self.channel.dispatch()
+        self.rescue.ended(job)
         self._note_progress()
+
+    def put_back(self, job: Job) -> None:
+        """A running job has been parked: it waits for a slot of the model that has its state."""
+        job.state = "parked"
+        job.parks += 1
+        job.bound_to = job.model_id
+        self.counters.preemptions += 1
+        self.backlog.put_back(job)
+
+    def may_park(self, model: Inference) -> bool:
+        """Whether memory has room for the state of one more parked job."""
+        if self.budget.limit_bytes is None:
+            return True
+        share = self.budget.cache_allowance(self.admission.held.total_bytes) // max(1, len(self.models))
+        return model.parked_bytes() < share
 
     def forget(self, job: Job) -> None:
         """A job's terminal message has reached its reader, or never will."""
         self.admission.forget(job)
+        self._fit_caches()
         self._note_progress()
 
     def abandon(self, job: Job) -> None:
@@ -137,7 +181,7 @@ class Desk:
         self.admission.closed = True
         if not finish_waiting:
             self.channel.pause()
-            for job in self.backlog.waiting():
+            for job in [job for job in self.backlog.waiting() if job.state != "parked"]:
                 self.end(job, ShuttingDown("the daemon is shutting down; this job had not started"))
         self._note_progress()
 
@@ -162,7 +206,7 @@ class Desk:
         return {"status": state, "healthy": healthy, "stalled": stalled, "not_ready": not_ready}
 
     def list_models(self) -> dict[str, Any]:
-        return {"models": [entry.listing() for entry in self.roster]}
+        return {"models": [self.listing(entry) for entry in self.roster]}
 
     def job_status(self, id: str) -> dict[str, Any]:
         job = self.admission.find(id)
@@ -181,6 +225,7 @@ class Desk:
         jobs = self.admission.jobs()
         oldest = self.backlog.oldest_accepted_at()
         rate = self.admission.rate.per_second
+        parked = sum(job.state == "parked" for job in jobs)
         return {
             "version": __version__,
             "pid": os.getpid(),
@@ -188,7 +233,7 @@ class Desk:
             "state": "draining" if self.admission.closed else "serving",
             "socket": self.config.socket,
             "queue": {
-                "waiting": len(self.backlog),
+                "waiting": len(self.backlog) - parked,
                 "limit": self.backlog.limit,
                 "by_class": self.backlog.counts(),
                 "oldest_wait_ms": 0 if oldest is None else int(1000 * (now - oldest)),
@@ -196,9 +241,12 @@ class Desk:
             },
             "jobs": {
                 "running": sum(job.state == "running" for job in jobs),
+                "parked": parked,
                 "delivering": sum(job.state == "delivering" for job in jobs),
-                **{k: counters[k] for k in ("accepted", "finished", "failed", "cancelled", "expired", "rejected")},
+                **{k: counters[k] for k in ("accepted", "finished", "failed", "cancelled", "expired", "rejected", "preemptions")},
             },
+            "sessions": len(self.sessions),
+            "ranking": self.ranking.status(),
             "models": [self._model_status(model, now) for model in self.models],
             "connections": {"open": counters["connections"], "limit": self.config.max_connections},
             "callbacks": {
@@ -211,11 +259,19 @@ class Desk:
 
     def _model_status(self, model: Inference, now: float) -> dict[str, Any]:
         entry = model.entry
-        return entry.listing() | {
-            "waiting": self.backlog.waiting_for(entry.lanes),
+        return self.listing(entry) | {
             "tokens_per_s": round(entry.tokens_per_s(now), 1),
             "stalled_s": round(model.stalled_s(), 3),
+            "driver_stats": dict(model.stats()),
         }
+
+    def listing(self, entry: ModelEntry) -> dict[str, Any]:
+        return entry.listing() | {"waiting": self.backlog.waiting_for(entry.lanes)}
+
+    def _fit_caches(self) -> None:
+        """As requests take more memory, or less, cached states get less or more."""
+        if self.pool is not None and self.admission.held.caches_are_to_change():
+            self.pool.share_out()
 
     def _note_progress(self) -> None:
         if not self.admission.closed:

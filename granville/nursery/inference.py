@@ -8,20 +8,24 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from granville.errors import WIRE_ERRORS, DriverFailed, GranvilleError, Internal
-from granville.hosting.interface import DriverError, Failed, Finished, Generate, Message, Model, Output, Sampling, Token
+from granville.errors import Internal
+from granville.hosting.interface import DriverError, Failed, Finished, Message, Model, Output, Token
+from granville.nursery.scores import Scores
 from granville.nursery.stepper import Released, StepEvent, Stepper
+from granville.nursery.tasks import to_error, to_result, to_task
 from granville.scheduling.job import Job
 from granville.scheduling.roster import ModelEntry
-from granville.wire.messages import Request, Result, Usage, chat_json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from granville.nursery.desk import Desk
 
 log = logging.getLogger(__name__)
 
+GENERATED = ("inference", "ranker")
+MAX_PARKS = 3
+"""How often a job gives its slot to a more urgent one; then it keeps it."""
 FIRST_BACKOFF_S = 0.5
 MAX_BACKOFF_S = 30.0
 
@@ -29,17 +33,29 @@ MAX_BACKOFF_S = 30.0
 class Inference:
     """A model's side of the channel, and its life: load, serve, and after a failure load again."""
 
-    def __init__(self, entry: ModelEntry, desk: Desk, make_stepper: Callable[[], Stepper]) -> None:
+    def __init__(
+        self, entry: ModelEntry, desk: Desk, make_stepper: Callable[[], Stepper], *, persistent: bool = False
+    ) -> None:
+        """`persistent`: it is tried again also when its very first load fails."""
         self.entry = entry
         self._desk = desk
         self._make_stepper = make_stepper
         self._stepper: Stepper | None = None
         self._jobs: dict[str, Job] = {}
+        self._parked: dict[str, Job] = {}
+        self._leaving: set[str] = set()
+        """Jobs that are told to park."""
+        self._scores = Scores()
+        self._persistent = persistent
         self._closed = False
+        self._closing = trio.Event()
+        self._left = trio.Event()
+        """Set, and made anew, whenever a job leaves its slot."""
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Started by: the kernel, which waits until the model is loaded. Ends when: cancelled, or the first load
-        fails with DriverError. Cancelled by: the kernel's end."""
+        """Started by: the pool, which waits until the model is loaded or has failed for the first time. Ends when:
+        closed, or the first load of one that is not persistent fails with DriverError. Cancelled by: the kernel's
+        end."""
         started = False
         backoff_s = FIRST_BACKOFF_S
         while not self._closed:
@@ -51,15 +67,19 @@ class Inference:
             else:
                 return
             started = started or self.entry.slots > 0
-            if not started:
+            if not started and not self._persistent:
                 raise failure
             if self._closed:
                 log.warning("model failed while it was closed model=%s error=%s", self.entry.id, failure)
                 return
             self._lost(failure)
+            if not started:
+                started = True
+                task_status.started()
             if trio.current_time() - began_at > MAX_BACKOFF_S:
                 backoff_s = FIRST_BACKOFF_S
-            await trio.sleep(backoff_s * random.uniform(0.8, 1.2))
+            with trio.move_on_after(backoff_s * random.uniform(0.8, 1.2)):
+                await self._closing.wait()
             backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
 
     async def _live(self, task_status: trio.TaskStatus[None]) -> None:
@@ -75,9 +95,24 @@ class Inference:
     def close(self) -> None:
         """Let the model's loop end after its current step; `run` then returns."""
         self._closed = True
+        self._closing.set()
         self.entry.state = "stopped"
         if self._stepper is not None:
             self._stepper.close()
+
+    async def emptied(self) -> None:
+        """Wait until no job is on a slot or parked."""
+        while self.entry.running or self._parked:
+            await self._left.wait()
+
+    def jobs(self) -> list[Job]:
+        """All that run here or are parked."""
+        return [*self._jobs.values(), *self._parked.values()]
+
+    def limit_cache(self, kv_ram_bytes: int) -> None:
+        """Does nothing while the model is not there."""
+        if self._stepper is not None and self.entry.state in ("ready", "unloading"):
+            self._stepper.limit_cache(kv_ram_bytes)
 
     def stalled_s(self) -> float:
         return 0.0 if self._stepper is None else self._stepper.stalled_s()
@@ -89,17 +124,52 @@ class Inference:
         self.entry.running.add(key)
         self._jobs[key] = job
         job.state = "running"
+        if self._parked.pop(key, None) is not None:
+            self._stepper.resume(key)
+            return
         job.model_id = self.entry.id
         job.started_at = trio.current_time()
-        conversation = self._desk.sessions.conversation(job)
-        messages = tuple(Message(message.role, message.content) for message in conversation)
-        self._stepper.submit(to_generate(key, job, messages))
+        conversation = self._desk.sessions.conversation(job, self.entry.id)
+        messages = tuple(Message(turn.role, turn.content, turn.token_ids) for turn in conversation)
+        self._stepper.submit(to_task(key, job, messages))
+
+    async def score(self, prompt: str, labels: tuple[str, ...]) -> list[float] | None:
+        """How likely each label is to follow the prompt, beside the jobs; None when the model is not there or fails
+        at it."""
+        if self._stepper is None or self.entry.state != "ready":
+            return None
+        return await self._scores.ask(self._stepper, prompt, labels)
 
     def cancel(self, job: Job) -> None:
-        """Take a job off its slot at the next step; the slot counts as busy until then."""
+        """Take a job off its slot at the next step; the slot counts as busy until then. Or forget a parked one."""
         key = str(job.arrival)
-        if self._jobs.pop(key, None) is not None and self._stepper is not None:
+        known = self._jobs.pop(key, None) or self._parked.pop(key, None)
+        if known is not None and self._stepper is not None:
             self._stepper.cancel(key)
+        self._tell_of_a_free_slot()
+
+    def victim(self) -> Job | None:
+        """The running job that would be parked first: of the lowest class, the one that came last."""
+        if "park" not in self.entry.features or self.entry.free > 0 or not self._desk.may_park(self):
+            return None
+        able = [
+            job for key, job in self._jobs.items()
+            if job.parks < MAX_PARKS and key not in self._leaving and job.request.model_type in GENERATED
+        ]  # fmt: skip
+        return max(able, key=lambda job: (job.urgency, job.arrival), default=None)
+
+    def park(self, job: Job) -> None:
+        assert self._stepper is not None
+        key = str(job.arrival)
+        self._leaving.add(key)
+        self._stepper.park(key)
+
+    def parked_bytes(self) -> int:
+        """What the driver keeps of parked jobs."""
+        return int(self.stats().get("kv_parked_bytes", 0))
+
+    def stats(self) -> Mapping[str, int | float | str]:
+        return {} if self._stepper is None else self._stepper.stats()
 
     def _ready(self, model: Model) -> None:
         entry, info, can = self.entry, model.info, model.capabilities
@@ -109,23 +179,39 @@ class Inference:
         entry.memory_bytes = info.memory_bytes
         entry.features = frozenset(
             name
-            for name, able in (("messages", can.messages), ("constrain", can.constrain), ("tools", can.tools))
+            for name, able in (
+                ("messages", can.messages), ("constrain", can.constrain), ("tools", can.tools), ("park", can.park),
+                ("score", can.score),
+            )
             if able
         )
-        entry.state = "ready"
+        if entry.serves:  # it may have been unloaded meanwhile
+            entry.state = "ready"
+        if self._desk.pool is not None:
+            self._desk.pool.loaded(entry)
+        self._desk.ranking.model_ready(self)
         log.info("model ready model=%s slots=%d context_size=%d", entry.id, entry.slots, entry.context_size)
 
     def _lost(self, error: Exception) -> None:
         """The model is gone, and the work that was on its slots with it."""
         log.error("model lost model=%s error=%s", self.entry.id, error)
-        self.entry.state = "restarting"
+        was_ready = self.entry.state == "ready"
+        if self.entry.state != "unloading":
+            self.entry.state = "restarting" if self.entry.slots else "failed"
+        self.entry.drains = False
         self.entry.restarts += 1
         self.entry.last_error = str(error)
-        jobs = list(self._jobs.values())
-        self._jobs.clear()
+        jobs, parked = list(self._jobs.values()), list(self._parked.values())
+        for mapping in (self._jobs, self._parked, self._leaving):
+            mapping.clear()
+        self._scores.lost()
         self.entry.running.clear()
+        self._tell_of_a_free_slot()
         for job in jobs:
-            self._desk.end(job, DriverFailed(f"the driver failed while this job was running: {error}"))
+            self._desk.rescue.lost(job, error)
+        for job in parked:
+            self._desk.rescue.lost_while_parked(job, error)
+        self._desk.rescue.vacate(self.entry.id, keep_suspects=was_ready)
 
     def _on_events(self, events: list[StepEvent]) -> None:
         with self._desk.cork:
@@ -150,23 +236,30 @@ class Inference:
             self._desk.channel.dispatch()
 
     def _on_event(self, event: StepEvent) -> None:
+        if self._scores.take(event):
+            return
         if isinstance(event, Token):
             job = self._jobs.get(event.id)
             if job is not None:
-                self._desk.token(job, event.text)
+                self._desk.token(job, event.text, event.token_ids)
             return
         self.entry.running.discard(event.id)
+        self._leaving.discard(event.id)
+        self._tell_of_a_free_slot()
         job = self._jobs.pop(event.id, None)
         if job is None or isinstance(event, Released):
             return
-        if isinstance(event, Finished):
+        if isinstance(event, Finished | Output):
             self._desk.end(job, to_result(job, self.entry, event))
         elif isinstance(event, Failed):
             self._desk.end(job, to_error(event))
-        elif isinstance(event, Output):
-            self._desk.end(job, DriverFailed("the driver gave a value where text was asked for"))
         else:
-            self._desk.end(job, DriverFailed("the driver parked a job that nobody asked it to park"))
+            self._parked[event.id] = job
+            self._desk.put_back(job)
+
+    def _tell_of_a_free_slot(self) -> None:
+        self._left.set()
+        self._left = trio.Event()
 
 
 def first(group: BaseExceptionGroup[DriverError]) -> DriverError:
@@ -176,39 +269,3 @@ def first(group: BaseExceptionGroup[DriverError]) -> DriverError:
         error = error.exceptions[0]
     assert isinstance(error, DriverError)
     return error
-
-
-def to_generate(key: str, job: Job, messages: tuple[Message, ...]) -> Generate:
-    request: Request = job.request
-    return Generate(
-        id=key,
-        messages=messages,
-        max_tokens=request.max_tokens,
-        sampling=Sampling(
-            temperature=request.temperature,
-            top_k=request.top_k,
-            top_p=request.top_p,
-            min_p=request.min_p,
-            repeat_penalty=request.repeat_penalty,
-            seed=request.seed,
-        ),
-        stop=tuple(request.stop or ()),
-        urgency=int(job.priority),
-    )
-
-
-def to_result(job: Job, entry: ModelEntry, event: Finished) -> Result:
-    usage = event.usage
-    return Result(
-        id=job.id,
-        model_id=entry.id,
-        tool_id="__chat__",
-        tool_input_json=chat_json("".join(job.text)),
-        priority=job.priority.wire,
-        finish_reason=event.finish_reason,
-        usage=Usage(usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens),
-    )
-
-
-def to_error(event: Failed) -> GranvilleError:
-    return WIRE_ERRORS.get(event.error, DriverFailed)(event.message)

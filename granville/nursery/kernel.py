@@ -11,17 +11,16 @@ from typing import Any
 import trio
 
 from granville.config import ServeConfig
-from granville.errors import ShuttingDown, StartupError
-from granville.hosting.interface import DriverError
+from granville.errors import ShuttingDown
+from granville.journal.transcripts import open_transcripts
 from granville.nursery.callbacks import Senders
 from granville.nursery.desk import Desk
-from granville.nursery.inference import Inference
 from granville.nursery.listener import Listener, tcp_listener, unix_listener
-from granville.nursery.stepper import Stepper
+from granville.nursery.pool import ModelPlan, Planner, Pool
 from granville.nursery.transport import http_transport
 from granville.nursery.watchdog import watch
 from granville.nursery.web import http_socket, serve_http
-from granville.scheduling.roster import ModelEntry, Roster
+from granville.scheduling.roster import Roster
 
 log = logging.getLogger(__name__)
 
@@ -29,14 +28,6 @@ FLUSH_S = 10.0
 """At the end: how long clients and callbacks may take to read what is due to them."""
 CLOSE_S = 3.0
 """How long models may take to close; one that does not is left behind with its thread."""
-
-
-@dataclass(frozen=True)
-class ModelPlan:
-    """A model to serve: how it is listed, and how it is made to step."""
-
-    entry: ModelEntry
-    make_stepper: Callable[[], Stepper]
 
 
 @dataclass(frozen=True)
@@ -55,6 +46,7 @@ async def run_kernel(
     plans: list[ModelPlan],
     make_app: Callable[[Desk], Any] | None = None,
     *,
+    planner: Planner | None = None,
     task_status: trio.TaskStatus[Serving] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve until the desk's `stop_requested` is set and what runs has ended.
@@ -63,7 +55,6 @@ async def run_kernel(
     message. Cancelled by: a second signal. Raises StartupError when something cannot be opened.
     """
     roster = Roster()
-    desk = Desk(config, roster)
     transport = http_transport(config.callback_transport)
     ended = trio.Event()
     with ExitStack() as doors:
@@ -74,18 +65,22 @@ async def run_kernel(
         web_socket = http_socket(config.http_port) if make_app is not None else None
         http_port = web_socket.getsockname()[1] if web_socket is not None else None
 
+        transcripts = doors.enter_context(
+            open_transcripts(
+                config.kv_dir, max_sessions=config.max_sessions, ttl_s=config.session_ttl_s,
+                disk_bytes=config.kv_disk_bytes,
+            )
+        )  # fmt: skip
+        desk = Desk(config, roster, transcripts)
+
         # Three nurseries, for the order of the end: clients are let go first, then models, then deliveries.
         async with trio.open_nursery() as callbacks:
             senders = Senders(config, desk.counters, callbacks, transport)
             async with trio.open_nursery() as models:
-                for plan in plans:
-                    roster.add(plan.entry)
-                    inference = Inference(plan.entry, desk, plan.make_stepper)
-                    desk.models.append(inference)
-                    desk.channel.attach(inference)
-                    await _started(models, inference)
+                await Pool(desk, models, planner).load_all(plans)
                 async with trio.open_nursery() as front:
                     front.start_soon(watch, desk)
+                    front.start_soon(desk.ranking.run)
                     listener = Listener(desk, senders)
                     await front.start(listener.run, listeners)
                     if make_app is not None and web_socket is not None:
@@ -104,15 +99,6 @@ async def run_kernel(
                 models.cancel_scope.deadline = trio.current_time() + CLOSE_S
             callbacks.cancel_scope.cancel()
     ended.set()
-
-
-async def _started(nursery: trio.Nursery, inference: Inference) -> None:
-    """Load a model; one that cannot be loaded is a daemon that cannot start."""
-    try:
-        await nursery.start(inference.run)
-    except DriverError as error:
-        path, text = inference.entry.path, str(error)
-        raise StartupError(text if path in text else f"{path}: {text}") from error
 
 
 async def _drain(desk: Desk) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from granville.errors import Conflict, QueueFull, ShuttingDown, UnknownJob
 from granville.scheduling.backlog import Backlog
 from granville.scheduling.job import ClientKey, Delivery, Job, estimated_cost
+from granville.scheduling.memory import Held, MemoryBudget
 from granville.scheduling.priority import Priority
 from granville.scheduling.roster import Roster
+from granville.scheduling.routing import Router
 from granville.scheduling.sessions import Sessions
 from granville.wire.messages import Request, same_work
 
@@ -64,14 +66,21 @@ class ServiceRate:
 class Admission:
     """The live jobs by id, from acceptance until their terminal message is delivered."""
 
-    def __init__(self, backlog: Backlog, roster: Roster, sessions: Sessions, timeout_s: float) -> None:
+    def __init__(
+        self, backlog: Backlog, roster: Roster, sessions: Sessions, timeout_s: float, *, router: Router | None = None,
+        held: Held | None = None,
+    ) -> None:  # fmt: skip
         self.backlog = backlog
         self.roster = roster
         self.sessions = sessions
         self.timeout_s = timeout_s
+        self.router = router or Router(roster)
+        self.held = held or Held(MemoryBudget(None, 0))
         self.rate = ServiceRate()
         self.closed = False
         self._jobs: dict[str, Job] = {}
+        self._sizes: dict[str, int] = {}
+        """Bytes of each live job's request."""
         self._arrivals = 0
 
     def __len__(self) -> int:
@@ -109,6 +118,11 @@ class Admission:
             raise QueueFull(
                 f"{MAX_UNDELIVERED} answers wait for their callbacks to take them", retry_after_ms=MAX_RETRY_MS
             )
+        if not self.held.fits(size):
+            raise QueueFull(
+                f"the requests that are held leave no memory for one more of {size} bytes",
+                retry_after_ms=self.rate.retry_after_ms(now),
+            )
         timeout_s = self.timeout_s if request.timeout_ms is None else request.timeout_ms / 1000
         self._arrivals += 1
         job = Job(
@@ -120,14 +134,44 @@ class Admission:
             cost=estimated_cost(size, request.max_tokens),
             priority=Priority.of(request.priority),
             delivery=delivery,
+            bound_to=self._binding(request),
         )
         if not len(self.backlog):
             self.rate.was_empty()
-        self.backlog.add(job, now, held=not self.sessions.arrive(job))
+        before = self.sessions.arrive(job)
+        self.backlog.add(job, now, held=bool(before))
+        for earlier in before:
+            self.backlog.lend(earlier, job.urgency)
         self._jobs[job.id] = job
+        self._sizes[job.id] = size
+        self.held.take(size)
         return job
+
+    def reclass(self, job: Job, priority: Priority, now: float) -> None:
+        """Put a waiting job into the class that it was ranked in; earlier turns of its session come along."""
+        self.backlog.reclass(job, priority, now)
+        for earlier in self.sessions.before(job):
+            self.backlog.lend(earlier, job.urgency)
+
+    def follow_session(self, job: Job) -> None:
+        """A waiting turn whose session has spoken with a model since it came: it goes there."""
+        if job.request.model_id is None:
+            target = self._binding(job.request)
+            if target != job.bound_to and job in self.backlog:
+                self.backlog.rebind(job, target)
+
+    def _binding(self, request: Request) -> str | None:
+        """The model that holds the request's session, while it is there, or else what the router chooses."""
+        known = self.sessions.known(request.session_id)
+        if known is None or request.model_id is not None:
+            return self.router.choose(request)
+        if known.model_id is None:  # its first turn is still here, and decides
+            return None
+        holder = self.roster[known.model_id] if known.model_id in self.roster else None
+        return holder.id if holder is not None and holder in self.roster.able(request) else self.router.choose(request)
 
     def forget(self, job: Job) -> None:
         """The job's terminal message has been delivered, or its reader is gone: its id is free again."""
         if self._jobs.get(job.id) is job:
             del self._jobs[job.id]
+            self.held.give_back(self._sizes.pop(job.id))

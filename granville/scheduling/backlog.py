@@ -20,7 +20,10 @@ class _Place:
     """The class that the job is ordered in: its own, or a higher one by ageing."""
     since: float
     """When it came into this class."""
-    held: bool
+    held: int
+    """For how many reasons: its session's earlier turn, its ranking."""
+    returned: bool = False
+    """It ran and was put back: the bound on waiting jobs does not count it."""
 
 
 class Backlog:
@@ -38,7 +41,10 @@ class Backlog:
         self._queues = {level: FairQueue() for level in Priority}
         self._order: dict[Priority, SortedDict] = {level: SortedDict() for level in Priority}
         self._lanes: Counter[Lane] = Counter()
+        self._eligible: dict[tuple[Lane, int], dict[Job, None]] = {}
+        """Jobs that could run now, by lane and by the class that is theirs without their age."""
         self._counts = dict.fromkeys(Priority, 0)
+        self._returned = 0
 
     def __len__(self) -> int:
         return len(self._places)
@@ -48,43 +54,95 @@ class Backlog:
 
     @property
     def full(self) -> bool:
-        return len(self._places) >= self.limit
+        return len(self._places) - self._returned >= self.limit
 
-    def add(self, job: Job, now: float, *, held: bool = False) -> None:
-        """Queue a job; a held one waits, and counts, but is nobody's turn until it is released. Raises QueueFull."""
+    def add(self, job: Job, now: float, *, held: int = 0) -> None:
+        """Queue a job; one that is held, for so many reasons, waits and counts, but is nobody's turn until it is
+        released as often. Raises QueueFull."""
         if self.full:
             raise QueueFull(f"the queue is full: it holds {self.limit}")
-        self._places[job] = _Place(job.priority, now, held)
-        self._counts[job.priority] += 1
-        self._lanes[job.lane] += 1
-        self._order[job.priority][now, job.arrival] = job
-        if not held:
-            self._queues[job.priority].add(job)
+        self._enter(job, _Place(job.urgency, now, held))
+
+    def put_back(self, job: Job, *, held: int = 0) -> None:
+        """Queue a job again that was taken and lost its slot: in its own class, as old as it is, with its client's
+        account as before it ran. It does not count against the bound: it was accepted already."""
+        self.settle(job, 0.0)
+        job.charged_in = None
+        self._returned += 1
+        self._enter(job, _Place(job.urgency, job.accepted_at, held, returned=True))
+
+    def rebind(self, job: Job, model_id: str | None) -> None:
+        """Bind a waiting job to a model, or to none; it keeps its age and its place in the count."""
+        place = self._places[job]
+        self._step_out(job, place)
+        self._count_lane(job.lane, -1)
+        job.bound_to = model_id
+        self._count_lane(job.lane, 1)
+        self._stand(job, place)
+
+    def hold(self, job: Job) -> None:
+        """One reason more for a waiting job to be nobody's turn."""
+        place = self._places[job]
+        self._step_out(job, place)
+        place.held += 1
+        self._stand(job, place)
 
     def release(self, job: Job) -> None:
         place = self._places[job]
-        place.held = False
-        self._queues[place.level].add(job)
+        self._step_out(job, place)
+        place.held -= 1
+        self._stand(job, place)
+
+    def reclass(self, job: Job, priority: Priority, now: float) -> None:
+        """Make a waiting job one of another class, where its age counts from now on. The same class changes nothing."""
+        if priority == job.priority:
+            return
+        place = self._places[job]
+        self._step_out(job, place)
+        self._counts[job.priority] -= 1
+        job.priority = priority
+        place.level, place.since = job.urgency, now
+        self._counts[priority] += 1
+        self._stand(job, place)
+
+    def lend(self, job: Job, priority: Priority) -> None:
+        """Let a job, waiting or not, count as one of a higher class, because one of that class waits for its end."""
+        place = self._places.get(job)
+        if place is None:
+            job.lent = min(job.lent, priority)
+            return
+        self._step_out(job, place)
+        job.lent = min(job.lent, priority)
+        place.level = min(place.level, priority)
+        self._stand(job, place)
 
     def take(self, lanes: Iterable[Lane], now: float) -> Job | None:
         """Remove and return the job that is next for a model that serves these lanes."""
         self._age(now)
         wanted = tuple(lanes)
-        for level, queue in self._queues.items():
+        for queue in self._queues.values():
             job = queue.head(wanted)
             if job is not None:
-                queue.take(job)
-                job.charged_in = level
-                self._forget(job, level)
+                self._take(job)
+                return job
+        return None
+
+    def take_more_urgent(self, lanes: Iterable[Lane], than: Priority) -> Job | None:
+        """Remove and return the first job of the highest class, if that is higher than `than`. A class by age does not
+        count."""
+        wanted = tuple(lanes)
+        for urgency in range(than):
+            firsts = [next(iter(jobs)) for lane in wanted if (jobs := self._eligible.get((lane, urgency)))]
+            if firsts:
+                job = min(firsts, key=lambda job: job.arrival)
+                self._take(job)
                 return job
         return None
 
     def remove(self, job: Job) -> None:
         """Take out a waiting job that will not run."""
-        place = self._places[job]
-        if not place.held:
-            self._queues[place.level].discard(job)
-        self._forget(job, place.level)
+        self._step_out(job, self._places[job])
+        self._forget(job)
 
     def settle(self, job: Job, actual_cost: float) -> None:
         """Charge the client of a job that was taken what the job really took, where it was charged the estimate."""
@@ -112,24 +170,57 @@ class Backlog:
     def waiting(self) -> list[Job]:
         return list(self._places)
 
-    def _forget(self, job: Job, level: Priority) -> None:
+    def _enter(self, job: Job, place: _Place) -> None:
+        self._places[job] = place
+        self._counts[job.priority] += 1
+        self._count_lane(job.lane, 1)
+        self._stand(job, place)
+
+    def _take(self, job: Job) -> None:
+        place = self._places[job]
+        self._queues[place.level].take(job)
+        job.charged_in = place.level
+        self._unlist(job, place)
+        self._forget(job)
+
+    def _forget(self, job: Job) -> None:
         place = self._places.pop(job)
+        self._returned -= place.returned
         self._counts[job.priority] -= 1
-        self._lanes[job.lane] -= 1
-        if not self._lanes[job.lane]:
-            del self._lanes[job.lane]
-        del self._order[level][place.since, job.arrival]
+        self._count_lane(job.lane, -1)
+
+    def _stand(self, job: Job, place: _Place) -> None:
+        self._order[place.level][place.since, job.arrival] = job
+        if not place.held:
+            self._queues[place.level].add(job)
+            self._eligible.setdefault((job.lane, job.urgency), {})[job] = None
+
+    def _step_out(self, job: Job, place: _Place) -> None:
+        """Before anything changes that its place in the order depends on."""
+        if not place.held:
+            self._queues[place.level].discard(job)
+        self._unlist(job, place)
+
+    def _unlist(self, job: Job, place: _Place) -> None:
+        del self._order[place.level][place.since, job.arrival]
+        if not place.held:
+            alike = self._eligible[job.lane, job.urgency]
+            del alike[job]
+            if not alike:
+                del self._eligible[job.lane, job.urgency]
+
+    def _count_lane(self, lane: Lane, by: int) -> None:
+        self._lanes[lane] += by
+        if not self._lanes[lane]:
+            del self._lanes[lane]
 
     def _age(self, now: float) -> None:
         """From the lowest class up, so that a job which has waited long enough for two classes rises by two."""
         for level in (Priority.LOW, Priority.NORMAL, Priority.HIGH):
             order = self._order[level]
             while order and order.peekitem(0)[0][0] + self.age_after_s <= now:
-                (since, arrival), job = order.popitem(0)
+                job = order.peekitem(0)[1]
                 place = self._places[job]
-                if not place.held:
-                    self._queues[level].discard(job)
-                place.level, place.since = level.raised(), since + self.age_after_s
-                self._order[place.level][place.since, arrival] = job
-                if not place.held:
-                    self._queues[place.level].add(job)
+                self._step_out(job, place)
+                place.level, place.since = level.raised(), place.since + self.age_after_s
+                self._stand(job, place)

@@ -49,8 +49,12 @@ class Job:
     bound_to: str | None = None
     """The one model that may run it, though the request names none: its session's, its turn's by round-robin, or the
     one where it is parked."""
+    lent: Priority = Priority.LOW
+    """The class of a later turn of its session, which waits for it to end."""
     parks: int = 0
     """How often it was taken off its slot for more urgent work."""
+    streams: bool = False
+    """A repeat of its request has asked for deltas, though the first one had not."""
     losses: int = 0
     """How often its model failed while it ran."""
     outcome: Result | ErrorReply | None = None
@@ -58,6 +62,11 @@ class Job:
     @property
     def id(self) -> str:
         return self.request.id
+
+    @property
+    def urgency(self) -> Priority:
+        """The class that it is ordered in at first, and whose slots it may take: its own, or one that was lent."""
+        return min(self.priority, self.lent)
 
     @property
     def lane(self) -> Lane:

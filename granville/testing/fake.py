@@ -18,6 +18,7 @@ import trio
 from granville.hosting.interface import (
     Capabilities,
     DriverError,
+    Embed,
     Event,
     Failed,
     Finished,
@@ -26,13 +27,17 @@ from granville.hosting.interface import (
     Model,
     ModelInfo,
     ModelSpec,
+    Output,
     Parked,
+    Rerank,
+    Score,
     Task,
     Token,
     Usage,
 )
 from granville.nursery.stepper import Command, Commanded, EventSink, Floor
 
+READERS = ("embedding", "rerank")
 Fault = Literal["raise", "hang", "fail_job"]
 
 
@@ -42,20 +47,31 @@ class FakePlan:
 
     load_s: float = 0.0
     load_error: str | None = None
+    failing_loads: int | None = None
+    """How many loads fail with `load_error`; None is all of them."""
+    weights_bytes: int = 0
+    """What it says that its weights take."""
     prefill_token_s: float = 0.0
     decode_s: float = 0.0
     """One decode, whatever the number of jobs in it; 0 answers a job whole in one step."""
     context_size: int = 4096
+    park: bool = True
+    token_bytes: int = 0
+    """What a token of a parked job takes."""
     fault: Fault | None = None
     fault_after_steps: int = 0
     """The step, counted from 1 over all lives of the driver, that has the fault; once only."""
+    scores: bool = False
+    """Whether it takes `Score`; a label is the likelier the nearer to the prompt's end it was mentioned."""
+    score_s: float = 0.0
+    score_fails: bool = False
     fault_word: str | None = None
     """A job whose prompt has this word has the fault, whenever it runs."""
 
 
 @dataclass(slots=True)
 class _Job:
-    request: Generate
+    request: Generate | Embed | Rerank
     words: list[str]
     prompt_tokens: int
     prefilled: int = 0
@@ -67,7 +83,9 @@ class FakeModel:
 
     def __init__(self, spec: ModelSpec, plan: FakePlan, count_step: Callable[[], int], *, sleeps: bool) -> None:
         self.slots = spec.slots
-        self.capabilities = Capabilities(park=True)
+        self.capabilities = Capabilities(
+            types=frozenset({spec.type}), park=plan.park, messages=spec.type not in READERS, score=plan.scores
+        )
         self.info = ModelInfo("fake", plan.context_size, memory_bytes=0, description="echoes its prompt")
         self.elapsed_s = 0.0
         self.closed = False
@@ -79,12 +97,17 @@ class FakeModel:
         self._running: dict[str, _Job] = {}
         self._parked: dict[str, _Job] = {}
         self._events: list[Event] = []
+        self._questions: list[Score] = []
 
     def submit(self, request: Task) -> None:
-        assert isinstance(request, Generate), "the fake model only generates"
+        if isinstance(request, Score):
+            self._questions.append(request)
+            return
+        assert isinstance(request, Generate | Embed | Rerank), "the fake model generates, embeds and reranks"
         assert len(self._running) < self.slots, "more jobs than slots"
-        words = request.messages[-1].content.split()
-        prompt = sum(len(message.content.split()) for message in request.messages)
+        texts = _texts(request)
+        words = texts[-1].split() if isinstance(request, Generate) else " ".join(texts).split()
+        prompt = sum(len(text.split()) for text in texts)
         if prompt >= self._plan.context_size:
             text = f"the prompt has {prompt} tokens and the context {self._plan.context_size}"
             self._events.append(Failed(request.id, "prompt_too_long", text))
@@ -101,6 +124,7 @@ class FakeModel:
             or any(self._plan.fault_word in job.words for job in self._running.values() if self._plan.fault_word)
         ):
             self._fail(fault)
+        self._score()
         self._prefill(prefill_ms)
         self._decode()
         self._sleep()
@@ -110,10 +134,12 @@ class FakeModel:
     def cancel(self, id: str) -> None:
         self._running.pop(id, None)
         self._parked.pop(id, None)
+        self._questions = [question for question in self._questions if question.id != id]
 
     def park(self, id: str) -> None:
-        self._parked[id] = self._running.pop(id)
-        self._events.append(Parked(id))
+        if id in self._running:
+            self._parked[id] = self._running.pop(id)
+            self._events.append(Parked(id))
 
     def resume(self, id: str) -> None:
         self._running[id] = self._parked.pop(id)
@@ -122,7 +148,10 @@ class FakeModel:
         self.cache_limit = kv_ram_bytes
 
     def stats(self) -> Mapping[str, int | float | str]:
-        return {"running": len(self._running), "parked": len(self._parked)}
+        return {
+            "running": len(self._running),
+            "kv_parked_bytes": sum(job.prompt_tokens for job in self._parked.values()) * self._plan.token_bytes,
+        }
 
     def interrupt(self) -> None:
         self._interrupted.set()
@@ -141,10 +170,22 @@ class FakeModel:
                 del self._running[id]
                 self._events.append(Failed(id, "driver_failed", "the fake driver was told to fail this job"))
 
+    def _score(self) -> None:
+        """One question a step."""
+        if not self._questions:
+            return
+        question = self._questions.pop(0)
+        self.elapsed_s += self._plan.score_s
+        if self._plan.score_fails:
+            self._events.append(Failed(question.id, "driver_failed", "the fake driver was told to fail at scores"))
+            return
+        distances = [len(question.prompt) - question.prompt.rfind(label) for label in question.labels]
+        self._events.append(Output(question.id, [-float(distance) for distance in distances], Usage()))
+
     def _prefill(self, prefill_ms: float | None) -> None:
         """Within the time given; the shortest remaining urgent prompt first."""
         left_s = float("inf") if prefill_ms is None else prefill_ms / 1000
-        for job in sorted(self._running.values(), key=lambda job: job.request.urgency):
+        for job in sorted(self._running.values(), key=lambda job: getattr(job.request, "urgency", 2)):
             token_s = self._plan.prefill_token_s
             todo = job.prompt_tokens - job.prefilled
             now = todo if token_s == 0 else min(todo, int(left_s / token_s))
@@ -161,7 +202,12 @@ class FakeModel:
             self._emit(job, 1 if self._plan.decode_s else len(job.words) + 1)
 
     def _emit(self, job: _Job, count: int) -> None:
-        id, limit = job.request.id, job.request.max_tokens
+        id = job.request.id
+        if not isinstance(job.request, Generate):
+            del self._running[id]
+            self._events.append(Output(id, _value(job.request), Usage(job.prompt_tokens)))
+            return
+        limit = job.request.max_tokens
         upto = min(job.emitted + count, len(job.words), limit)
         words = job.words[job.emitted : upto]
         if words:
@@ -177,6 +223,23 @@ class FakeModel:
         if not self._sleeps or self.elapsed_s == 0:
             return
         self._interrupted.wait(None if self.elapsed_s == float("inf") else self.elapsed_s)
+
+
+def _texts(request: Generate | Embed | Rerank) -> list[str]:
+    """All that is to be read, the last turn or document last."""
+    if isinstance(request, Generate):
+        return [message.content for message in request.messages]
+    if isinstance(request, Embed):
+        return list(request.texts)
+    return [request.query, *request.documents]
+
+
+def _value(request: Embed | Rerank) -> list[float] | list[list[float]]:
+    """A text's vector is its numbers of words and of characters; a document's score, how many of the query's words
+    are in it."""
+    if isinstance(request, Embed):
+        return [[float(len(text.split())), float(len(text))] for text in request.texts]
+    return [float(len(set(request.query.split()) & set(document.split()))) for document in request.documents]
 
 
 class FakeDriver:
@@ -195,7 +258,7 @@ class FakeDriver:
     def load(self, spec: ModelSpec) -> FakeModel:
         plan = self.plan or _plan_from(spec.options)
         self.loads += 1
-        if plan.load_error is not None:
+        if plan.load_error is not None and (plan.failing_loads is None or self.loads <= plan.failing_loads):
             raise DriverError(plan.load_error)
         if self.sleeps:
             time.sleep(plan.load_s)

@@ -5,7 +5,7 @@ Under trio.testing.MockClock(autojump_threshold=0) an hour of inference takes no
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import fields
 from functools import partial
@@ -21,11 +21,13 @@ from granville.hosting.interface import ModelSpec
 from granville.nursery.callbacks import Senders
 from granville.nursery.connection import Connection, Peer
 from granville.nursery.desk import Desk
-from granville.nursery.inference import Inference
+from granville.nursery.pool import ModelPlan, Order, Pool
 from granville.nursery.transport import HttpxTransport
+from granville.scheduling.memory import ModelMemory
 from granville.scheduling.roster import ModelEntry, Roster
 from granville.testing.fake import FakeDriver, FakePlan, TrioStepper
 from granville.wire.framing import FrameReader
+from granville.wire.messages import ModelType
 
 
 class Client:
@@ -65,22 +67,42 @@ class Client:
 class Kernel:
     """The tree of nursery/kernel.py without its doors."""
 
-    def __init__(self, nursery: trio.Nursery, config: ServeConfig, drivers: list[FakeDriver], slots: int) -> None:
+    def __init__(
+        self,
+        nursery: trio.Nursery,
+        config: ServeConfig,
+        drivers: list[FakeDriver],
+        slots: int,
+        types: Sequence[ModelType],
+    ) -> None:
         self.desk = Desk(config, Roster())
         self.drivers = drivers
         self.nursery = nursery
         self._slots = slots
+        self._types = types
         self.senders = Senders(config, self.desk.counters, nursery, HttpxTransport())
+        self.load_plan = FakePlan()
+        """Of models that are loaded while it serves; their drivers are added to `drivers`."""
 
     async def start_models(self) -> None:
-        for number, driver in enumerate(self.drivers):
-            entry = ModelEntry(f"fake-{number}", "inference", "fake.gguf", driver.name)
-            spec = ModelSpec(Path("fake.gguf"), slots=self._slots)
-            inference = Inference(entry, self.desk, partial(TrioStepper, partial(driver.load, spec)))
-            self.desk.roster.add(entry)
-            self.desk.models.append(inference)
-            self.desk.channel.attach(inference)
-            await self.nursery.start(inference.run)
+        numbered = enumerate(zip(self.drivers, self._types, strict=True))
+        plans = [self._plan(f"fake-{n}", type, "fake.gguf", self._slots, driver) for n, (driver, type) in numbered]
+        await Pool(self.desk, self.nursery, self._plan_order).load_all(plans)
+        self.nursery.start_soon(self.desk.ranking.run)
+
+    async def _plan_order(self, order: Order, kv_ram_bytes: int, kv_disk_bytes: int) -> ModelPlan:
+        """`PATH` or `ID:PATH`, of type inference."""
+        await trio.lowlevel.checkpoint()
+        id, _, path = order.model.rpartition(":")
+        driver = FakeDriver(self.load_plan, sleeps=False)
+        self.drivers.append(driver)
+        return self._plan(id or f"fake-{path}", "inference", path, order.slots or self._slots, driver)
+
+    def _plan(self, id: str, type: ModelType, path: str, slots: int, driver: FakeDriver) -> ModelPlan:
+        spec = ModelSpec(Path(path), slots=slots, type=type)
+        stepper = partial(TrioStepper, partial(driver.load, spec))
+        need = ModelMemory(driver.plan.weights_bytes) if driver.plan is not None else None
+        return ModelPlan(ModelEntry(id, type, path, driver.name), stepper, need)
 
     def connect(self) -> Client:
         ours, theirs = trio.testing.memory_stream_pair()
@@ -98,8 +120,12 @@ class Kernel:
 
 
 @asynccontextmanager
-async def running_kernel(*, slots: int = 1, models: int = 1, **settings: Any) -> AsyncIterator[Kernel]:
-    """A kernel for the length of the block; `settings` are the fields of FakePlan and of ServeConfig."""
+async def running_kernel(
+    *, slots: int = 1, models: int = 1, types: Sequence[ModelType] = (), **settings: Any
+) -> AsyncIterator[Kernel]:
+    """A kernel for the length of the block, with a model of each of the types or else `models` that generate;
+    `settings` are the fields of FakePlan and of ServeConfig."""
+    types = types or ["inference"] * models
     plan_fields = {f.name for f in fields(FakePlan)}
     config_fields = {f.name for f in fields(ServeConfig)}
     unknown = settings.keys() - plan_fields - config_fields
@@ -108,7 +134,7 @@ async def running_kernel(*, slots: int = 1, models: int = 1, **settings: Any) ->
     plan = FakePlan(**{name: value for name, value in settings.items() if name in plan_fields})
     config = ServeConfig(**{name: value for name, value in settings.items() if name in config_fields})
     async with trio.open_nursery() as nursery:  # the kernel's tasks, all of them
-        kernel = Kernel(nursery, config, [FakeDriver(plan, sleeps=False) for _ in range(models)], slots)
+        kernel = Kernel(nursery, config, [FakeDriver(plan, sleeps=False) for _ in types], slots, types)
         await kernel.start_models()
         yield kernel
         nursery.cancel_scope.cancel()

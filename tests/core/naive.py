@@ -13,7 +13,8 @@ class Waiting:
     job: Job
     level: Priority
     since: float
-    held: bool
+    held: int
+    returned: bool = False
 
 
 @dataclass
@@ -63,18 +64,54 @@ class NaiveBacklog:
             if place.level == level and not place.held and client in (None, place.job.client)
         ]
 
-    def add(self, job: Job, now: float, *, held: bool) -> bool:
-        if len(self.waiting) >= self.limit:
+    def add(self, job: Job, now: float, *, held: int) -> bool:
+        if self.counted >= self.limit:
             return False
         self.waiting.append(Waiting(job, job.priority, now, held))
         if not held:
             self.ledgers[job.priority].join(job.client)
         return True
 
+    @property
+    def counted(self) -> int:
+        return sum(not place.returned for place in self.waiting)
+
+    def put_back(self, job: Job, level: Priority, *, held: int) -> None:
+        self.settle(job, level, 0)
+        self.waiting.append(Waiting(job, job.priority, job.accepted_at, held, returned=True))
+        if not held:
+            self.ledgers[job.priority].join(job.client)
+
+    def rebind(self, job: Job, model_id: str | None) -> None:
+        place = self.find(job)
+        self._drop(place)
+        job.bound_to = model_id
+        self.waiting.append(place)
+        if not place.held:
+            self.ledgers[place.level].join(job.client)
+
+    def hold(self, job: Job) -> None:
+        place = self.find(job)
+        self._drop(place)
+        place.held += 1
+        self.waiting.append(place)
+
     def release(self, job: Job) -> None:
         place = self.find(job)
-        place.held = False
-        self.ledgers[place.level].join(job.client)
+        place.held -= 1
+        if not place.held:
+            self.ledgers[place.level].join(job.client)
+
+    def reclass(self, job: Job, priority: Priority, now: float) -> None:
+        place = self.find(job)
+        if priority == job.priority:
+            return
+        self._drop(place)
+        job.priority = place.level = priority
+        place.since = now
+        self.waiting.append(place)
+        if not place.held:
+            self.ledgers[priority].join(job.client)
 
     def take(self, lanes: tuple[Lane, ...], now: float) -> Job | None:
         self.age(now)

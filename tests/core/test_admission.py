@@ -30,7 +30,7 @@ from granville.scheduling.backlog import Backlog
 from granville.scheduling.job import Job, Lane
 from granville.scheduling.priority import Priority
 from granville.scheduling.roster import ModelEntry, Roster
-from granville.scheduling.sessions import Sessions
+from granville.scheduling.sessions import MemoryTranscripts, Sessions, Turn
 from granville.wire.messages import ErrorReply, Request, Result
 from tests.core.jobs import Outbox, make_job
 
@@ -42,7 +42,7 @@ def make_admission(limit: int = 10, timeout_s: float = 300.0) -> Admission:
     roster = Roster()
     features = frozenset({"messages"})
     roster.add(ModelEntry("llama-1", "inference", "/m.gguf", "fake", state="ready", slots=1, features=features))
-    return Admission(Backlog(limit, 30), roster, Sessions(), timeout_s)
+    return Admission(Backlog(limit, 30), roster, Sessions(MemoryTranscripts(100)), timeout_s)
 
 
 def ask(id: str = "r1", **fields: Any) -> Request:
@@ -170,7 +170,41 @@ def test_turns_of_a_session_are_held() -> None:
     assert admission.backlog.take([INFERENCE], 0) is first
     assert admission.backlog.take([INFERENCE], 0) is None
     assert len(admission.backlog) == 1
-    assert admission.sessions.leave(first, "yes") is second
+    assert admission.sessions.leave(first, Turn("assistant", "yes")) is second
+
+
+def test_a_session_goes_to_the_model_that_holds_it() -> None:
+    admission = make_admission()
+    features = frozenset({"messages"})
+    for id in ("llama-2", "llama-3"):
+        entry = ModelEntry(id, "inference", "/m.gguf", "fake", state="ready", slots=1, features=features)
+        admission.roster.add(entry)
+    first = admit(admission, ask("r1", session_id="s"))
+    waits = admit(admission, ask("r2", session_id="s"))
+    assert (first.bound_to, waits.bound_to) == (None, None)
+    admission.backlog.take([INFERENCE], 0)
+    first.model_id = "llama-2"
+    assert admission.sessions.leave(first, Turn("assistant", "yes")) is waits
+    admission.follow_session(waits)
+    admission.backlog.release(waits)
+    assert admission.backlog.take([("model", "llama-3"), INFERENCE], 0) is None
+    assert admission.backlog.take([("model", "llama-2"), INFERENCE], 0) is waits
+    admission.sessions.leave(waits, None)
+    assert admit(admission, ask("r3", session_id="s", model_id="llama-3")).bound_to is None
+    admission.roster.remove("llama-2")
+    assert admit(admission, ask("r4", session_id="s")).bound_to is None, "its model is gone: any will do"
+
+
+def test_a_waiting_turn_lends_its_class_to_the_one_before() -> None:
+    admission = make_admission()
+    low = admit(admission, ask("r1", session_id="s", priority="low"))
+    normal = admit(admission, ask("r2"))
+    admit(admission, ask("r3", session_id="s", priority="critical"))
+    assert (low.priority, low.urgency) == (Priority.LOW, Priority.CRITICAL)
+    assert admission.backlog.position(low) == 0
+    assert admission.backlog.counts() == {"critical": 1, "high": 0, "normal": 1, "low": 1}
+    assert admission.backlog.take([INFERENCE], 0) is low
+    assert admission.backlog.take([INFERENCE], 0) is normal
 
 
 def test_the_first_decision_stands() -> None:

@@ -22,7 +22,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "scheduling": CORE,
     "hosting": CORE,
     "fetch": CORE,
-    "models": CORE | {"fetch", "hosting"},
+    "models": CORE | {"fetch", "hosting", "scheduling"},
     "registry": CORE | {"fetch", "hosting"},
     "journal": CORE | {"scheduling"},
     "nursery": MIDDLE,

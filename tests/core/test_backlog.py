@@ -50,9 +50,9 @@ class BacklogMachine(RuleBasedStateMachine):
         cost=st.integers(1, 50),
         patience=st.integers(1, 100),
         model_id=st.sampled_from([None, None, "m1", "m2"]),
-        held=st.booleans(),
+        held=st.sampled_from([0, 0, 0, 1, 2]),
     )
-    def add(self, client: str, priority: Class, cost: int, patience: int, model_id: str | None, held: bool) -> None:
+    def add(self, client: str, priority: Class, cost: int, patience: int, model_id: str | None, held: int) -> None:
         job = make_job(
             client=client,
             priority=priority,
@@ -83,6 +83,38 @@ class BacklogMachine(RuleBasedStateMachine):
         self.naive.remove(job)
         self.backlog.remove(job)
 
+    @precondition(lambda self: self.naive.waiting)
+    @rule(data=st.data(), model_id=st.sampled_from([None, "m1", "m2"]))
+    def rebind(self, data: st.DataObject, model_id: str | None) -> None:
+        job = self.pick(data, [place.job for place in self.naive.waiting])
+        before = job.bound_to
+        self.naive.rebind(job, model_id)
+        job.bound_to = before  # it is the same job for both
+        self.backlog.rebind(job, model_id)
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data(), held=st.sampled_from([0, 0, 1]))
+    def put_back(self, data: st.DataObject, held: int) -> None:
+        job, level = self.running.pop(data.draw(st.integers(0, len(self.running) - 1)))
+        self.naive.put_back(job, level, held=held)
+        self.backlog.put_back(job, held=held)
+
+    @precondition(lambda self: self.naive.waiting)
+    @rule(data=st.data())
+    def hold(self, data: st.DataObject) -> None:
+        job = self.pick(data, [place.job for place in self.naive.waiting])
+        self.naive.hold(job)
+        self.backlog.hold(job)
+
+    @precondition(lambda self: self.naive.waiting)
+    @rule(data=st.data(), priority=st.sampled_from(Priority))
+    def reclass(self, data: st.DataObject, priority: Priority) -> None:
+        job = self.pick(data, [place.job for place in self.naive.waiting])
+        own = job.priority
+        self.naive.reclass(job, priority, self.now)
+        job.priority = own  # it is the same job for both
+        self.backlog.reclass(job, priority, self.now)
+
     @precondition(lambda self: any(place.held for place in self.naive.waiting))
     @rule(data=st.data())
     def release(self, data: st.DataObject) -> None:
@@ -104,8 +136,9 @@ class BacklogMachine(RuleBasedStateMachine):
     @invariant()
     def the_same_jobs_wait(self) -> None:
         waiting = [place.job for place in self.naive.waiting]
-        assert len(self.backlog) == len(waiting) <= LIMIT
-        assert self.backlog.full == (len(waiting) == LIMIT)
+        assert len(self.backlog) == len(waiting)
+        assert self.naive.counted <= LIMIT
+        assert self.backlog.full == (self.naive.counted == LIMIT)
         assert set(self.backlog.waiting()) == set(waiting)
         assert self.backlog.counts() == {
             level.wire: sum(job.priority == level for job in waiting) for level in Priority
@@ -189,6 +222,47 @@ def test_lanes_keep_bound_jobs_for_their_model() -> None:
     assert backlog.take([("model", "m2"), INFERENCE], 0) is free
     assert backlog.take([("model", "m2"), INFERENCE], 0) is None
     assert backlog.take([("model", "m1"), INFERENCE], 0) is bound
+
+
+def test_a_job_that_is_put_back_is_as_old_as_it_is_and_takes_no_place() -> None:
+    backlog = Backlog(2, AGE_AFTER_S)
+    first, second, third = (make_job(client=client, accepted_at=n) for n, client in enumerate("abc"))
+    backlog.add(first, 0)
+    assert backlog.take([INFERENCE], 0) is first
+    backlog.add(second, 1)
+    backlog.add(third, 2)
+    assert backlog.full
+    backlog.put_back(first)
+    assert (len(backlog), backlog.full, backlog.position(first)) == (3, True, 0)
+    with pytest.raises(QueueFull):
+        backlog.add(make_job(), 3)
+    backlog.remove(third)
+    backlog.add(make_job(), 3)
+    assert backlog.take([INFERENCE], AGE_AFTER_S) is first  # it has aged as one that waited all the time
+    assert backlog.full
+
+
+def test_a_job_that_is_put_back_is_not_charged_twice() -> None:
+    backlog = Backlog(10, AGE_AFTER_S)
+    mine, other = make_job(client="a", cost=1000), make_job(client="b", cost=10)
+    backlog.add(mine, 0)
+    assert backlog.take([INFERENCE], 0) is mine
+    backlog.put_back(mine)
+    backlog.add(other, 1)
+    assert drain(backlog, 1) == [mine, other]
+
+
+def test_a_job_that_is_bound_elsewhere_keeps_its_age() -> None:
+    backlog = Backlog(10, AGE_AFTER_S)
+    moved, other = make_job(client="a"), make_job(client="b")
+    backlog.add(moved, 0)
+    backlog.add(other, 1)
+    backlog.rebind(moved, "m1")
+    assert (backlog.position(moved), len(backlog)) == (0, 2)
+    assert backlog.waiting_for([("model", "m1")]) == 1
+    assert backlog.take([("model", "m2")], 1) is None
+    assert backlog.take([("model", "m1")], 1) is moved
+    assert drain(backlog, 1) == [other]
 
 
 def test_a_held_job_waits_for_its_release() -> None:

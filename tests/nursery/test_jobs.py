@@ -46,7 +46,8 @@ async def test_requests_are_answered_in_any_order() -> None:
 
 
 async def test_a_critical_job_behind_a_hundred_low_ones_starts_next() -> None:
-    async with running_kernel(decode_s=1.0) as k:
+    """Where nothing can be parked."""
+    async with running_kernel(decode_s=1.0, park=False) as k:
         client = k.connect()
         await client.send(*(request(f"low{n}", "a b", priority="low") for n in range(100)))
         await trio.testing.wait_all_tasks_blocked()
@@ -186,7 +187,8 @@ async def test_turns_of_a_session_run_one_after_another() -> None:
     ("fields", "code", "words"),
     [
         ({"model_id": "nobody"}, 404, "fake-0"),
-        ({"model_type": "embedding", "text": None}, 503, "embedding"),
+        ({"model_type": "embedding"}, 503, "embedding"),
+        ({"model_type": "embedding", "text": None}, 400, "documents"),
         ({"grammar": "root ::= x"}, 422, "grammar"),
         ({"callback": "relative.sock"}, 400, "callback"),
         ({"callback": "http://example.org/"}, 400, "loopback"),

@@ -70,6 +70,7 @@ class KvStore:
         self.ram_bytes = 0
         """In memory now, parked states included."""
         self._parked: dict[str, State] = {}
+        self._parked_bytes = 0
         self._in_ram: dict[Saved, None] = {}
         self._index: PrefixIndex[Saved] = PrefixIndex()
         self._sessions: dict[str, Saved] = {}
@@ -77,6 +78,7 @@ class KvStore:
         """The value of what was given up last: what is new or used again starts from there."""
         self._files = files
         self._file_bytes: dict[str, int] = {}
+        self._disk_bytes = 0
         self._on_disk: dict[str, Saved] = {}
         self._foreign: list[str] = []
         """Files under another key, oldest last: first to go."""
@@ -167,6 +169,7 @@ class KvStore:
 
     def park(self, id: str, state: State) -> None:
         self._parked[id] = state
+        self._parked_bytes += len(state)
         self.ram_bytes += len(state)
         self._make_room()
 
@@ -174,6 +177,7 @@ class KvStore:
         """A parked job's state, which is not kept any longer; None when it had to be given up."""
         state = self._parked.pop(id, None)
         if state is not None:
+            self._parked_bytes -= len(state)
             self.ram_bytes -= len(state)
         return state
 
@@ -189,7 +193,8 @@ class KvStore:
     def stats(self) -> dict[str, int]:
         return {
             "kv_ram_bytes": self.ram_bytes,
-            "kv_disk_bytes": sum(self._file_bytes.values()),
+            "kv_parked_bytes": self._parked_bytes,
+            "kv_disk_bytes": self._disk_bytes,
             "kv_states": len(self._in_ram) + len(self._parked),
             "kv_files": len(self._file_bytes),
         }
@@ -247,7 +252,7 @@ class KvStore:
     def _scan(self, files: KvFiles) -> None:
         found = sorted(files.scan(), key=lambda entry: entry[2])
         for order, (name, size, _, label) in enumerate(found):
-            self._file_bytes[name] = size
+            self._note_file(name, size)
             if label is None:
                 self._foreign.append(name)
                 continue
@@ -294,14 +299,14 @@ class KvStore:
                 self._remove_if_unowned(files.name(label))
             elif result:
                 saved.name = files.name(label)
-                self._file_bytes[saved.name] = result
+                self._note_file(saved.name, result)
                 self._on_disk[saved.name] = saved
                 self._make_disk_room()
 
         self._worker.do(write, written)
 
     def _make_disk_room(self) -> None:
-        while sum(self._file_bytes.values()) > self.disk_limit and self._file_bytes:
+        while self._disk_bytes > self.disk_limit:
             if self._foreign:
                 self._remove_file(self._foreign.pop())
                 continue
@@ -316,13 +321,16 @@ class KvStore:
         if saved.state is None and saved.value >= 0:
             self._forget(saved)
 
+    def _note_file(self, name: str, size: int) -> None:
+        self._disk_bytes += size - self._file_bytes.get(name, 0)
+        self._file_bytes[name] = size
+
     def _remove_if_unowned(self, name: str) -> None:
         if name not in self._on_disk and self._files is not None:
-            self._file_bytes[name] = 0
             self._remove_file(name)
 
     def _remove_file(self, name: str) -> None:
-        self._file_bytes.pop(name, None)
+        self._disk_bytes -= self._file_bytes.pop(name, 0)
         self._on_disk.pop(name, None)
         if self._worker is not None and self._files is not None:
             files = self._files

@@ -79,7 +79,7 @@ class Seats:
         if leader is not None and led >= max(in_place, stored) + FOLLOW_TOKENS:
             self._sit(sequence, self._cheapest(free))
             sequence.follow(leader, led)
-        elif saved is not None and stored >= in_place + COPY_TOKENS:
+        elif saved is not None and stored >= in_place + (1 if _is_own(saved, sequence) else COPY_TOKENS):
             self._sit(sequence, self._cheapest(free))
             self._take(sequence, saved, stored)
         else:
@@ -270,6 +270,10 @@ class Seats:
     def _await_nothing(self, sequence: Sequence) -> None:
         sequence.unfollow()
         self._awaited.pop(sequence, None)
+
+
+def _is_own(saved: Saved, sequence: Sequence) -> bool:
+    return saved.label.session is not None and saved.label.session == sequence.request.session
 
 
 def _leaving_some(sequence: Sequence, shared: int) -> int:

@@ -1,0 +1,98 @@
+"""A job as its driver sees it, and its driver's last word as its client sees it."""
+
+from __future__ import annotations
+
+import msgspec
+
+from granville.errors import WIRE_ERRORS, DriverFailed, GranvilleError
+from granville.hosting.interface import (
+    Constraint,
+    Embed,
+    Failed,
+    Finished,
+    Generate,
+    Message,
+    Output,
+    Rerank,
+    Sampling,
+    Task,
+    Tool,
+)
+from granville.scheduling.job import Job
+from granville.scheduling.roster import ModelEntry
+from granville.wire.forms import schema_json
+from granville.wire.messages import Request, Result, Usage, chat_json
+
+
+def to_task(key: str, job: Job, messages: tuple[Message, ...]) -> Task:
+    """`key` is the driver's name for the job, `messages` the conversation that its turn ends, if it has one."""
+    request = job.request
+    if request.model_type == "embedding":
+        return Embed(key, tuple(request.documents or (request.text or "",)))
+    if request.model_type == "rerank":
+        return Rerank(key, request.text or "", tuple(request.documents or ()))
+    return Generate(
+        id=key,
+        messages=messages,
+        max_tokens=request.max_tokens,
+        sampling=Sampling(
+            temperature=request.temperature,
+            top_k=request.top_k,
+            top_p=request.top_p,
+            min_p=request.min_p,
+            repeat_penalty=request.repeat_penalty,
+            seed=request.seed,
+        ),
+        stop=tuple(request.stop or ()),
+        urgency=int(job.urgency),
+        session=request.session_id,
+        reset_cache=request.reset_cache,
+        constraint=_constraint(request),
+        tools=tuple(Tool(tool["name"], tool["description"], tool["parameters"]) for tool in request.tools or ()),
+        tool_choice=str(request.tool_choice or "auto"),
+    )
+
+
+def _constraint(request: Request) -> Constraint | None:
+    if request.grammar is not None:
+        return Constraint("gbnf", request.grammar)
+    if request.json_schema is not None:
+        return Constraint("json_schema", schema_json(request.json_schema))
+    return None
+
+
+def to_result(job: Job, entry: ModelEntry, event: Finished | Output) -> Result | GranvilleError:
+    """The result, or DriverFailed when the driver gave something else than it was asked for."""
+    usage = Usage(event.usage.prompt_tokens, event.usage.cached_tokens, event.usage.completion_tokens)
+    gives_value = job.request.model_type in ("embedding", "rerank")
+    if isinstance(event, Output) != gives_value:
+        return DriverFailed("the driver gave a value where text was asked for, or text where a value was")
+    if isinstance(event, Output):
+        asked = len(job.request.documents or (job.request.text,))
+        if len(event.value) != asked:
+            return DriverFailed(f"the driver gave {len(event.value)} values where {asked} were asked for")
+        # One text asks for one vector, a list of them for a list.
+        value = event.value if job.request.model_type == "rerank" or job.request.text is None else event.value[0]
+        tool_id = f"__{job.request.model_type}__"
+        return Result(job.id, entry.id, tool_id, "[]", job.priority.wire, "stop", usage, value)
+    call = event.call
+    return Result(
+        id=job.id,
+        model_id=entry.id,
+        tool_id="__chat__" if call is None else call.name,
+        tool_input_json=chat_json("".join(job.text)) if call is None else call.arguments,
+        priority=job.priority.wire,
+        finish_reason=event.finish_reason,
+        usage=usage,
+    )
+
+
+def spoken(result: Result) -> str:
+    """What the model has said, as its session remembers it: its text, or its call."""
+    if result.tool_id == "__chat__":
+        return result.text
+    return f'{{"name": {msgspec.json.encode(result.tool_id).decode()}, "arguments": {result.tool_input_json}}}'
+
+
+def to_error(event: Failed) -> GranvilleError:
+    return WIRE_ERRORS.get(event.error, DriverFailed)(event.message)
