@@ -1,0 +1,152 @@
+"""Ranks the requests that ask for it (`ranked` without a `priority`) before they may run."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from granville.scheduling.job import Job
+from granville.scheduling.priority import Priority
+from granville.scheduling.ranking import LABELS, SAMPLES, bytes_in_time, calibration, choose, prompt, text_to_rank
+
+if TYPE_CHECKING:
+    from granville.nursery.desk import Desk
+    from granville.nursery.inference import Inference
+
+log = logging.getLogger(__name__)
+
+CALIBRATION_S = 120.0
+"""A model that has not answered the samples by then does not rank."""
+CALIBRATION_PAUSE_S = 1.0
+"""A sample waits for so long that the model has no job."""
+
+
+@dataclass(slots=True)
+class Ranks:
+    """Since the daemon started."""
+
+    ranked: int = 0
+    late: int = 0
+    """Not ranked within `rank_ms`, and normal."""
+    unranked: int = 0
+    """Normal because no model could rank, or it failed."""
+    last_ms: float | None = None
+    """How long the last one that was ranked was held for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Ranker:
+    """What calibration found out about a model."""
+
+    offsets: tuple[float, ...]
+    most_bytes: int
+
+
+class Ranking:
+    """A job that is to be ranked is held in the backlog for `rank_ms` at most. Its model is one of type `ranker`,
+    otherwise the least busy one that generates; both only once they are calibrated."""
+
+    def __init__(self, desk: Desk) -> None:
+        self.ranks = Ranks()
+        self._desk = desk
+        self._rankers: dict[str, _Ranker] = {}
+        """Of the models that can rank now, by id."""
+        self._waiting: deque[Job] = deque()
+        self._to_calibrate: list[Inference] = []
+        self._wake = trio.Event()
+
+    def consider(self, job: Job) -> None:
+        """Hold a new job until it is ranked, if it asks for that and some model can."""
+        request = job.request
+        if not request.ranked or request.priority is not None:
+            return
+        if self._model() is None or not self._desk.config.rank_ms or len(self._waiting) >= self._desk.backlog.limit:
+            self.ranks.unranked += 1
+            return
+        self._desk.backlog.hold(job)
+        self._waiting.append(job)
+        self._wake.set()
+
+    def model_ready(self, model: Inference) -> None:
+        """A model was loaded, for the first time or again: its scores have to be learnt before they mean something."""
+        self._rankers.pop(model.entry.id, None)
+        if self._desk.config.rank_ms and "score" in model.entry.features:
+            self._to_calibrate.append(model)
+            self._wake.set()
+
+    def status(self) -> dict[str, Any]:
+        model = self._model()
+        return {"model": None if model is None else model.entry.id, **asdict(self.ranks)}
+
+    async def run(self) -> None:
+        """Started by: the kernel. Ends when: cancelled. Cancelled by: the kernel's end; what is still held then is
+        ended by the desk as any waiting job."""
+        async with trio.open_nursery() as nursery:  # one task a model that is calibrated, beside the ranking
+            while True:
+                while self._to_calibrate:
+                    nursery.start_soon(self._calibrate, self._to_calibrate.pop())
+                if self._waiting:
+                    await self._rank(self._waiting.popleft())
+                else:
+                    await self._wake.wait()
+                    self._wake = trio.Event()
+
+    async def _rank(self, job: Job) -> None:
+        """All wait equally long, so that none behind this one is late before it. Whatever fails, the job goes on."""
+        priority: Priority | None = None
+        try:
+            with trio.move_on_at(job.accepted_at + self._desk.config.rank_ms / 1000) as scope:
+                priority = await self._ask(job)
+        except Exception as error:  # noqa: BLE001 - told by its name: its message may quote the text
+            log.error("ranking failed error=%s", type(error).__name__)
+        if job not in self._desk.backlog:
+            return
+        if priority is not None:
+            self.ranks.ranked += 1
+            self.ranks.last_ms = round(1000 * (trio.current_time() - job.accepted_at), 3)
+            self._desk.admission.reclass(job, priority, trio.current_time())
+        elif scope.cancelled_caught:
+            self.ranks.late += 1
+        else:
+            self.ranks.unranked += 1
+        self._desk.channel.release(job)
+        self._desk.channel.dispatch()
+
+    async def _ask(self, job: Job) -> Priority | None:
+        model = self._model()
+        if model is None or job not in self._desk.backlog:
+            return None
+        ranker = self._rankers[model.entry.id]
+        scores = await model.score(prompt(text_to_rank(job.request, ranker.most_bytes)), LABELS)
+        return None if scores is None else choose(scores, ranker.offsets)
+
+    async def _calibrate(self, model: Inference) -> None:
+        """Started by: `run`, when a model was loaded. Ends when: the model has scored the samples, or cannot, or has
+        taken too long. Cancelled by: the kernel's end."""
+        scores: list[list[float]] = []
+        seconds: list[float] = []
+        with trio.move_on_after(CALIBRATION_S):
+            for text in SAMPLES:
+                with trio.move_on_after(CALIBRATION_PAUSE_S):
+                    await model.emptied()
+                began = trio.current_time()
+                values = await model.score(prompt(text), LABELS)
+                if values is None or len(values) != len(LABELS):
+                    break
+                scores.append(values)
+                seconds.append(trio.current_time() - began)
+        if len(scores) == len(SAMPLES) and model.entry.state == "ready":
+            most_bytes = bytes_in_time(median(seconds), self._desk.config.rank_ms)
+            self._rankers[model.entry.id] = _Ranker(calibration(scores), most_bytes)
+            log.info("ranker ready model=%s most_bytes=%d", model.entry.id, most_bytes)
+        elif model.entry.state == "ready":
+            log.warning("model does not rank model=%s", model.entry.id)
+
+    def _model(self) -> Inference | None:
+        able = [m for m in self._desk.models if m.entry.id in self._rankers and m.entry.state == "ready"]
+        return min(able, key=lambda m: (m.entry.type != "ranker", len(m.entry.running)), default=None)
