@@ -28,15 +28,18 @@ from benchmarks.conversations import churn, sessions
 from benchmarks.kernel import kernel
 from benchmarks.peers import ROOT, Peers, PeersError, prepare
 from benchmarks.processes import BenchError, Watch
+from benchmarks.ranking import ranking
 from benchmarks.report import Figure, Goal, Results, publish
 from benchmarks.serving import servers, throughput
 from benchmarks.settings import Settings
 from benchmarks.startup import start_up
 from benchmarks.stress import critical, left_over, saturated
+from benchmarks.tuned import tuned
 
 Scenario = Literal[
     "serving", "leftover", "saturated", "critical", "kernel", "startup",
-    "prefix", "longprompt", "urgent", "sessions", "neighbour", "churn",
+    "prefix", "longprompt", "urgent", "sessions", "neighbour", "churn", "tuned",
+    "ranking",
 ]  # fmt: skip
 SCENARIOS: tuple[Scenario, ...] = get_args(Scenario)
 CLIENTS_BY_SLOTS = {8: (1, 4, 8), 16: (16,)}
@@ -139,6 +142,8 @@ def _measure(peers: Peers, settings: Settings, scenarios: tuple[Scenario, ...]) 
         "sessions": partial(sessions, peers, settings),
         "neighbour": partial(neighbour, peers, settings),
         "churn": partial(churn, peers, settings),
+        "tuned": partial(tuned, peers, settings),
+        "ranking": partial(ranking, peers, settings),
     }
     for name, measure in others.items():
         if name in scenarios:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import time
@@ -11,10 +12,11 @@ from dataclasses import replace
 
 from benchmarks.clients import Subject, ours, peer, run_load
 from benchmarks.peers import Peers
-from benchmarks.processes import BenchError, Child, granville, llama_server
+from benchmarks.processes import STOP_S, BenchError, Child, granville, llama_server
 from benchmarks.report import Figure, Goal
 from benchmarks.serving import PEER, pick, turn
 from benchmarks.settings import Settings
+from benchmarks.watching import watch_threads
 from granville.testing.latency import Record, Summary, gaps, percentile, summarise
 
 PARAGRAPH = (
@@ -33,6 +35,10 @@ QUIET_S = 1.5
 """How long the streams run before the long prompt comes."""
 SETTLE_S = 5.0
 """Within which a changed machine must have been noticed."""
+COURSE_S = 4.0
+"""A quarter of what is plotted: quiet, busy for twice as long, quiet."""
+COURSE_REQUESTS = 50
+"""Of each client; more than can be answered in that time."""
 WAITING = 100
 
 
@@ -79,6 +85,7 @@ def long_prompt(peers: Peers, settings: Settings) -> list[Figure]:
     worst: dict[str, list[float]] = {}
     first: dict[str, list[float]] = {}
     idle: dict[str, list[float]] = {}
+    single: dict[str, dict[str, list[float]]] = {}
     with _both(peers, settings, slots=8) as subjects:
         for number in range(settings.rounds):
             for subject in turn(subjects, number):
@@ -88,6 +95,9 @@ def long_prompt(peers: Peers, settings: Settings) -> list[Figure]:
                 streams = subject.load(clients=STREAMS, requests=STREAMS, max_tokens=[STREAM_TOKENS])
                 (record,) = run_load(late)
                 quiet, during = _around(streams, record)
+                kept = single.setdefault(subject.name, {"before": [], "meanwhile": []})
+                kept["before"] += quiet
+                kept["meanwhile"] += during
                 for values, value in (
                     (before, percentile(quiet, 50)),
                     (p99, percentile(during, 99)),
@@ -107,6 +117,7 @@ def long_prompt(peers: Peers, settings: Settings) -> list[Figure]:
                 unit="ms",
                 values={"meanwhile": p99[name], "their median before": before[name]},
                 goals=[Goal(3.5, "at most", "their median before")] if mine else [],
+                samples=single[name],
             ).conclude(),
             Figure(
                 scenario=scenario,
@@ -206,6 +217,7 @@ def neighbour(peers: Peers, settings: Settings) -> list[Figure]:
         other = peer(enter(_peer(peers, settings, slots=8, name="llama-server")), "--cache-prompt", name=PEER)
         for subject in (adaptive, pinned, other):
             subject.load(clients=4, requests=4, max_tokens=[8])
+        course = _course(adaptive)
         for number in range(settings.rounds):
             rates.setdefault("quiet", []).append(_rate(adaptive, settings))
             for subject in turn([adaptive, pinned, other], number):
@@ -220,8 +232,30 @@ def neighbour(peers: Peers, settings: Settings) -> list[Figure]:
         values={name: rates[name] for name in ("granville", "quiet", "one pinned thread", PEER)},
         goals=[Goal(0.42, of="quiet"), Goal(0.9, of="one pinned thread"), Goal(2.0, of=PEER)],
         note=f"Measured after {SETTLE_S:g} s of load beside the busy program. *quiet* is ours without it.",
+        samples=course,
     )
     return [figure.conclude()]
+
+
+def _course(subject: Subject) -> dict[str, list[float]]:
+    """Threads in use and tokens a second over time, while a busy program comes (at 0) and goes (at `ended`)."""
+    process = subject.start(clients=4, requests=4 * COURSE_REQUESTS, max_tokens=[STREAM_TOKENS])
+    time.sleep(COURSE_S)
+    with watch_threads(subject.server.address) as seen:
+        time.sleep(COURSE_S)
+        with _busy_loop():
+            began = time.monotonic()
+            time.sleep(2 * COURSE_S)
+        ended = time.monotonic()
+        time.sleep(COURSE_S)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=STOP_S)
+    return {
+        "seconds": [sample.at - began for sample in seen],
+        "threads": [float(sample.threads) for sample in seen],
+        "tokens_per_s": [sample.tokens_per_s for sample in seen],
+        "ended": [ended - began],
+    }
 
 
 def _rate(subject: Subject, settings: Settings) -> float:

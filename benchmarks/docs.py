@@ -1,4 +1,5 @@
-"""Writes the tables of a benchmark run into docs/performance.md, between its `<!-- part -->` and `<!-- end -->`.
+"""Writes the tables of a benchmark run into docs/performance.md, between its `<!-- part -->` and `<!-- end -->`, and
+its plots into docs/plots.
 
 .venv/bin/python benchmarks/docs.py [build/bench/results.json]
 """
@@ -14,9 +15,11 @@ from pathlib import Path
 import msgspec
 
 from benchmarks.peers import ROOT
+from benchmarks.plots import draw, drawable
 from benchmarks.report import Figure, Results, cell, number
 
 PAGE = ROOT / "docs" / "performance.md"
+PLOTS = ROOT / "docs" / "plots"
 RESULTS = ROOT / "build" / "bench" / "results.json"
 PARTS = {
     "serving": "Serving",
@@ -31,6 +34,8 @@ PARTS = {
     "sessions": "12 conversations",
     "neighbour": "One busy program",
     "churn": "1000 sessions",
+    "tuned": "The embedded model tuned",
+    "ranking": "Ranking by",
     "machine": "The machine",
 }
 """What the titles of a part's scenarios begin with."""
@@ -45,7 +50,8 @@ def write_tables(page: str, results: Results) -> str:
         figures = [figure for figure in results.figures if figure.scenario.startswith(PARTS[part])]
         if not figures:
             return match[0]
-        return f"<!-- {part} -->\n{_tables(figures)}\n{_origin(results)}\n<!-- end -->"
+        plots = "".join(f"\n![{plot.title}](plots/{plot.file})\n" for plot in drawable(figures))
+        return f"<!-- {part} -->\n{_tables(figures)}\n{plots}{_origin(results)}\n<!-- end -->"
 
     return SECTION.sub(section, page)
 
@@ -82,6 +88,8 @@ def main() -> None:
     results = msgspec.json.decode(path.read_bytes(), type=Results)
     PAGE.write_text(write_tables(PAGE.read_text(), results))
     print(f"wrote the tables of {path} into {PAGE}")
+    for plot in draw(results, PLOTS):
+        print(f"wrote {plot}")
 
 
 if __name__ == "__main__":

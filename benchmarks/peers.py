@@ -47,6 +47,8 @@ class Peers:
     """Where the built things lie."""
 
     folder: Path
+    file: Path | None = None
+    """The model to load; None for the embedded one, requantised."""
 
     @property
     def server(self) -> Path:
@@ -62,8 +64,8 @@ class Peers:
 
     @property
     def model(self) -> Path:
-        """The embedded default model, requantised to Q8_0."""
-        return self.folder / "SmolLM2-135M-Instruct.Q8_0.gguf"
+        """What ours and theirs load."""
+        return self.file or self.folder / "SmolLM2-135M-Instruct.Q8_0.gguf"
 
     @property
     def environment(self) -> dict[str, str]:
@@ -98,7 +100,7 @@ def prepare() -> Peers:
         _build(source, found.folder / "cmake")
         found.built.touch()
     if not found.model.is_file():
-        _requantise(found.quantize, _original_model(), found.model)
+        _requantise(found.quantize, original_model(), found.model)
     return found
 
 
@@ -162,7 +164,7 @@ def _tool(name: str) -> str:
     return found or str(beside)
 
 
-def _original_model() -> Path:
+def original_model() -> Path:
     """The catalogue's file, fetched and verified by `granville download`, which prints its path last."""
     command = [sys.executable, "-m", "granville", "download", MODEL, "--quiet"]
     path = Path(_run(f"fetch {MODEL}", command).strip().splitlines()[-1])

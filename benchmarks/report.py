@@ -49,6 +49,8 @@ class Figure(Struct, kw_only=True):
     """The first subject's to each other's."""
     met: list[bool] = field(default_factory=list)
     """A verdict for each goal."""
+    samples: dict[str, list[float]] = field(default_factory=dict)
+    """Single measurements, for a plot: columns of a table, or one list for each subject."""
 
     def conclude(self) -> Figure:
         """Medians, ratios and verdict from the values. Raises ValueError when a subject has none."""

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import trio
@@ -22,19 +20,24 @@ from rich.text import Text
 from granville.cli.exits import INTERRUPTED
 from granville.cli.main import describe, guarded
 from granville.cli.options import make_request
+from granville.cli.private import private_daemon
 from granville.cli.status import make_console, print_status
 from granville.cli.terminal import cancel_on_interrupt, printable
+from granville.cli.tune import candidate_table, summary, tune_file
 from granville.client import Client, connect
-from granville.client.background import Background
 from granville.config import DEFAULT_MODEL
 from granville.errors import GranvilleError, StartupError
+from granville.models.measure import Outcome, Wish
+from granville.models.store import obtain
+from granville.models.tuned import read_tuning
 from granville.wire.messages import Class
 
 SLOTS = 2
+TUNED_DRIVER = "granville-llama"
 MAX_TOKENS = 32
-START_S = 300.0
-"""To fetch the model, load it and say that it is ready."""
 STOP_S = 30.0
+TUNE_S = 120.0
+"""After which the demo goes on untuned: the machine has other things to do."""
 STREAMED = 8
 """Deltas after which a line, where there is no terminal, shows that the answer streams."""
 REFRESH_PER_S = 12
@@ -126,6 +129,7 @@ async def _demo(console: Console) -> list[str] | None:
     with tempfile.TemporaryDirectory(prefix="granville-demo-") as directory:
         address = str(Path(directory, "granville.sock"))
         async with cancel_on_interrupt():
+            await _tune(console)
             _heading(console, f"starting the daemon: granville serve {DEFAULT_MODEL} --slots {SLOTS}")
             async with _daemon(address, console) as process:
                 async with connect(address) as client:
@@ -146,49 +150,45 @@ async def _demo(console: Console) -> list[str] | None:
     return None
 
 
+async def _tune(console: Console) -> None:
+    """The first time, find what is fastest on this machine; `granville serve` takes it. A demo goes on without."""
+    path = await obtain(DEFAULT_MODEL)
+    try:
+        if read_tuning(path) is not None:
+            return
+    except (OSError, ValueError) as error:
+        console.print(f"an earlier tuning cannot be read: {error}", markup=False)
+    _heading(console, f"the first time only, about half a minute: granville models tune {DEFAULT_MODEL} --quick")
+
+    def decide(outcome: Outcome) -> bool:
+        console.print(candidate_table(outcome.tuning))
+        for line in summary(outcome.tuning):
+            console.print(line, markup=False)
+        return True
+
+    try:
+        with trio.move_on_after(TUNE_S) as scope:
+            await tune_file(path, TUNED_DRIVER, Wish(quick=True), decide)
+        if scope.cancelled_caught:
+            console.print(
+                f"it took more than {TUNE_S:.0f} s: is the machine busy? The demo goes on untuned", markup=False
+            )
+    except* StartupError as errors:
+        console.print(f"not tuned: {describe(errors.exceptions[0])}", markup=False)
+
+
 def _heading(console: Console, text: str) -> None:
     console.print()
     console.print(Rule(Text(text, "bold"), align="left"))
 
 
-@asynccontextmanager
-async def _daemon(address: str, console: Console) -> AsyncIterator[trio.Process]:
-    """`granville serve` as a child, ready. It does not outlive the body, however that ends."""
-    command = [
-        sys.executable, "-m", "granville", "serve", DEFAULT_MODEL,
-        "--socket", address, "--port", "0", "--slots", str(SLOTS),
+def _daemon(address: str, console: Console) -> AbstractAsyncContextManager[trio.Process]:
+    arguments = [
+        DEFAULT_MODEL, "--socket", address, "--port", "0", "--slots", str(SLOTS),
         "--grace", "0",  # Ctrl-C at the terminal reaches the daemon too
         "--age-after", "300",  # on a slow machine too, the order shown is that of the classes alone
     ]  # fmt: skip
-    async with Background() as nursery:
-        process: trio.Process = await nursery.start(
-            partial(trio.run_process, command, stdout=subprocess.PIPE, check=False)
-        )
-        with trio.move_on_after(START_S) as starting:
-            await nursery.start(_echo, process, console)
-        if starting.cancelled_caught:
-            raise StartupError(f"the daemon was not ready within {START_S:.0f} s")
-        yield process
-
-
-async def _echo(
-    process: trio.Process, console: Console, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-) -> None:
-    """What the daemon says on stdout; the first line is that it is ready.
-
-    Started by: `_daemon`. Ends when: the daemon closes its stdout. Cancelled by: the end of `_daemon`'s body.
-    """
-    ready, part = False, ""
-    assert process.stdout is not None
-    async for data in process.stdout:
-        *lines, part = (part + data.decode(errors="replace")).split("\n")
-        for line in lines:
-            console.print(line, markup=False, style="dim", soft_wrap=True)
-        if lines and not ready:
-            task_status.started()
-            ready = True
-    if not ready:
-        raise StartupError("the daemon ended before it was ready")
+    return private_daemon(arguments, lambda line: console.print(line, markup=False, style="dim", soft_wrap=True))
 
 
 async def _ask_all(client: Client, console: Console) -> list[Row]:

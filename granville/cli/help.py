@@ -19,14 +19,20 @@ class Command:
 
 
 COMMANDS = (
-    Command("serve", "MODEL", "Start the daemon with a model.", "granville.cli.serve:serve"),
+    Command("serve", "MODEL...", "Start the daemon with one model or several.", "granville.cli.serve:serve"),
     Command("submit", "TEXT", "Ask the daemon once, and print the answer.", "granville.cli.submit:submit"),
     Command("chat", "", "Talk with a model in the terminal.", "granville.cli.chat:chat"),
     Command("status", "[ID]", "Show the daemon and its models, or one job.", "granville.cli.status:status"),
+    Command("load", "MODEL", "Have the daemon load one model more.", "granville.cli.pool:load"),
+    Command("unload", "ID", "Have the daemon unload a model.", "granville.cli.pool:unload"),
     Command(
         "download", "MODEL", "Fetch a model, so that serving it needs no network.", "granville.cli.download:download"
     ),
     Command("models", "", "List the models on this disk.", "granville.cli.models:models"),
+    Command(
+        "models tune", "MODEL", "Find the format and settings in which it is fastest here.", "granville.cli.tune:tune"
+    ),
+    Command("bench", "MODEL", "Measure a model on this machine.", "granville.cli.bench:bench"),
     Command("help", "[COMMAND]", "Show this page, or a command's options."),
     Command("version", "", "Show the version."),
 )
@@ -54,6 +60,7 @@ COMMANDS
 
 EXAMPLES
   granville serve smollm2           fetch the small default model once, and serve it
+  granville serve smollm2,ranker:tiny.gguf --strategy round-robin
   granville submit "What is a kernel?" --stream
   git diff | granville submit - --priority high --max-tokens 80
   granville chat --system "Answer in one sentence."

@@ -43,6 +43,8 @@ def guarded(command: Callable[[], int]) -> int:
 def _run(arguments: list[str]) -> int:
     from granville.cli.help import COMMANDS, page
 
+    if len(arguments) > 1 and any(command.name == " ".join(arguments[:2]) for command in COMMANDS):
+        return _call(arguments)
     match arguments:
         case (
             []
@@ -56,8 +58,8 @@ def _run(arguments: list[str]) -> int:
         ):
             print(page())
             return 0
-        case ["help", name, *_]:
-            return _run([name, "--help"])
+        case ["help", *words]:
+            return _run([*words, "--help"])
         case ["version" | "--version", extra, *_]:
             return _usage(f"`granville version` takes no arguments, got {extra}")
         case [name, *_] if name not in {command.name for command in COMMANDS}:
@@ -68,15 +70,19 @@ def _run(arguments: list[str]) -> int:
 def _call(arguments: list[str]) -> int:
     from cyclopts import CycloptsError
 
+    from granville.cli.help import COMMANDS
+
+    name = next((two for two in (" ".join(arguments[:2]),) if any(c.name == two for c in COMMANDS)), arguments[0])
+    words = [_token(name), *arguments[len(name.split()) :]]
     try:
         returned = _app()(
-            arguments,
+            words,
             print_error=False,
             exit_on_error=False,
             result_action="return_value",
         )
     except CycloptsError as error:
-        return _usage(f"{_sentence(error)}; see `granville {arguments[0]} --help`")
+        return _usage(f"{_sentence(error)}; see `granville {name} --help`")
     return returned if isinstance(returned, int) else 0
 
 
@@ -107,8 +113,13 @@ def _app() -> App:
     for command in COMMANDS:
         if command.function:
             usage = " ".join(filter(None, ("Usage: granville", command.name, command.arguments, "[OPTIONS]")))
-            app.command(command.function, name=command.name, usage=usage)
+            app.command(command.function, name=_token(command.name), usage=usage)
     return app
+
+
+def _token(name: str) -> str:
+    """The one word that stands for a command of two."""
+    return name.replace(" ", "-")
 
 
 def _sentence(error: Exception) -> str:

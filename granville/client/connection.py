@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +13,7 @@ import msgspec
 import trio
 from msgspec import UNSET
 
-from granville.client.address import DEFAULT_ADDRESS, dial
+from granville.client.address import DEFAULT_ADDRESS, dial, new_id
 from granville.client.answer import Answer, Answers
 from granville.client.background import Background
 from granville.client.callback import MAX_REPLY_BYTES, Mailbox
@@ -65,6 +65,16 @@ class Client:
         """Ask for the text as it is made: `async for text in answer`, then `answer.result`."""
         return self.start(msgspec.structs.replace(request, stream=True))
 
+    async def embed(self, texts: Sequence[str], *, model_id: str | None = None) -> list[list[float]]:
+        """A vector for each text, of length 1: a product of two is the cosine of the angle between them."""
+        request = Request(id=new_id(), model_type="embedding", documents=list(texts), model_id=model_id)
+        return list((await self.submit(request)).output)
+
+    async def rerank(self, query: str, documents: Sequence[str], *, model_id: str | None = None) -> list[float]:
+        """A score for each document: the higher, the better it answers the query."""
+        request = Request(id=new_id(), model_type="rerank", text=query, documents=list(documents), model_id=model_id)
+        return list((await self.submit(request)).output)
+
     @asynccontextmanager
     async def start(self, request: Request, mailbox: Mailbox | None = None) -> AsyncIterator[Answer]:
         """Send a request; its answer comes here, or by way of a mailbox. Leaving the body before the answer
@@ -93,6 +103,17 @@ class Client:
     async def models(self) -> list[dict[str, Any]]:
         """The loaded models: `id`, `type`, `path`, `busy`, ..."""
         return list((await self._ask(Control(op="models")))["models"])
+
+    async def load(self, model: str, *, slots: int | None = None, context_size: int | None = None) -> dict[str, Any]:
+        """Have a model loaded, `[type:][id:]path[?driver=NAME]`; returns when it is ready, with its listing. One that
+        is there already is not loaded again. Raises BadRequest, Unsupported (no memory for it), Conflict (the id is
+        another model's) or DriverFailed."""
+        return dict((await self._ask(Control(op="load", model=model, slots=slots, context_size=context_size)))["model"])
+
+    async def unload(self, model_id: str, *, force: bool = False) -> None:
+        """Have a model unloaded; returns when it is gone. What runs on it ends first, or, with `force`, ends now with
+        NoModel. Raises UnknownModel."""
+        await self._ask(Control(op="unload", model_id=model_id, force=force))
 
     async def ping(self) -> str:
         """The daemon's version."""

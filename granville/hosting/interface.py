@@ -292,3 +292,19 @@ class Driver(Protocol):
     def load(self, spec: ModelSpec) -> Model:
         """Load a model. Raises DriverError with a sentence for a person: what is wrong with the file or the
         settings, and what would be right."""
+
+
+@runtime_checkable
+class Tunable(Protocol):
+    """What a driver has besides when its models can be tuned for the machine (`granville models tune`)."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def backend(self) -> str:
+        """Name and version of what computes, said without loading it: what was measured holds for no other."""
+
+    @property
+    def tuning_module(self) -> str:
+        """A module that does one command a process (`python -m MODULE COMMAND`): docs/drivers.md has the commands."""

@@ -10,13 +10,18 @@ import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from granville.errors import BadRequest, GranvilleError, from_wire
+from granville.wire.forms import check_constraint, plain_choice, plain_tools
 
 MAX_ID_CHARS = 128
 MAX_NAME_CHARS = 256
 MAX_CALLBACK_CHARS = 4096
 MAX_MESSAGES = 10_000
 MAX_STOP_STRINGS = 16
+MAX_DOCUMENTS = 1024
 MAX_NESTING = 32
+MAX_PATH_CHARS = 4096
+MAX_SLOTS = 1024
+"""Of a model that a control operation loads."""
 
 Id = Annotated[str, Meta(min_length=1, max_length=MAX_ID_CHARS)]
 Name = Annotated[str, Meta(min_length=1, max_length=MAX_NAME_CHARS)]
@@ -53,7 +58,7 @@ class Request(Struct, frozen=True, kw_only=True, omit_defaults=True):
         Annotated[list[Annotated[str, Meta(min_length=1, max_length=1024)]], Meta(max_length=MAX_STOP_STRINGS)] | None
     ) = None
     grammar: str | None = None
-    json_schema: dict[str, Any] | str | None = None
+    json_schema: dict[str, Any] | str | bool | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
     stream: bool = False
@@ -62,16 +67,23 @@ class Request(Struct, frozen=True, kw_only=True, omit_defaults=True):
     client: Name | None = None
     audio: bytes | None = None
     audio_path: Annotated[str, Meta(min_length=1, max_length=4096)] | None = None
-    documents: list[str] | None = None
+    documents: Annotated[list[str], Meta(min_length=1, max_length=MAX_DOCUMENTS)] | None = None
     voice: Name | None = None
 
 
 class Control(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """An operation on the daemon itself; `rid` comes back in its reply."""
 
-    op: Literal["models", "status", "cancel", "ping", "drain"]
+    op: Literal["models", "status", "cancel", "ping", "drain", "load", "unload"]
     rid: str | int | None = None
     id: Id | None = None
+    model: Annotated[str, Meta(min_length=1, max_length=MAX_PATH_CHARS)] | None = None
+    """load: `[type:][id:]path[?driver=NAME]`."""
+    slots: Annotated[int, Meta(ge=1, le=MAX_SLOTS)] | None = None
+    context_size: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
+    model_id: Name | None = None
+    """unload."""
+    force: bool = False
 
 
 class Ack(Struct, frozen=True):
@@ -103,6 +115,13 @@ class Result(Struct, frozen=True):
             return self.tool_input_json
         (text,) = msgspec.json.decode(self.tool_input_json, type=list[str])
         return text
+
+    @property
+    def call(self) -> tuple[str, dict[str, Any]] | None:
+        """The tool that the model calls and its arguments; None for an answer in words."""
+        if self.finish_reason != "tool":
+            return None
+        return self.tool_id, msgspec.json.decode(self.tool_input_json, type=dict[str, Any])
 
 
 class Delta(Struct, frozen=True):
@@ -139,7 +158,7 @@ _PATH = re.compile(r" - at (?P<key>`key` in )?`\$\.?(?P<path>.*)`$")
 _EXPECTED = {
     "priority": "null or one of critical, high, normal, low",
     "model_type": "one of " + ", ".join(get_args(ModelType)),
-    "op": "models, status, cancel, ping or drain",
+    "op": "models, status, cancel, ping, drain, load or unload",
 }
 
 
@@ -217,20 +236,46 @@ def _request(value: dict[str, Any]) -> Request:
     priority = value.get("priority")
     if isinstance(priority, str):
         value["priority"] = priority.lower()
-    request = _convert(value, Request)
-    if request.model_type != "inference":
-        return request
-    if request.text is None and request.messages is None:
-        raise BadRequest("text: missing; give `text` (a string) or `messages` (a list of {role, content})")
-    if request.text is not None and request.messages is not None:
-        raise BadRequest("messages: give either `text` or `messages`, not both")
+    request = _with_plain_form(_convert(value, Request))
+    if request.model_type in ("inference", "ranker"):
+        _require_one(request, "text", "messages", "give `text` (a string) or `messages` (a list of {role, content})")
+    elif request.model_type == "embedding":
+        _require_one(request, "text", "documents", "give `text` (a string) or `documents` (a list of strings)")
+    elif request.model_type == "rerank":
+        if request.text is None:
+            raise BadRequest("text: missing; it is the query that the documents are to answer")
+        if request.documents is None:
+            raise BadRequest("documents: missing; give a list of strings to be scored against `text`")
     return request
+
+
+def _with_plain_form(request: Request) -> Request:
+    """`tools` and `tool_choice` in the one way that they are written further inside."""
+    if not any(
+        field is not None for field in (request.grammar, request.json_schema, request.tools, request.tool_choice)
+    ):
+        return request
+    tools = plain_tools(request.tools)
+    check_constraint(request.grammar, request.json_schema, tools)
+    return msgspec.structs.replace(request, tools=tools, tool_choice=plain_choice(request.tool_choice, tools))
+
+
+def _require_one(request: Request, one: str, other: str, advice: str) -> None:
+    given = [name for name in (one, other) if getattr(request, name) is not None]
+    if not given:
+        raise BadRequest(f"{one}: missing; {advice}")
+    if len(given) == 2:
+        raise BadRequest(f"{other}: give either `{one}` or `{other}`, not both")
 
 
 def _control(value: dict[str, Any]) -> Control:
     control = _convert(value, Control)
     if control.op == "cancel" and control.id is None:
         raise BadRequest("id: missing; `cancel` needs the id of a job")
+    if control.op == "load" and control.model is None:
+        raise BadRequest("model: missing; `load` needs a model, as [type:][id:]path")
+    if control.op == "unload" and control.model_id is None:
+        raise BadRequest("model_id: missing; `unload` needs the id of a model, as `models` lists it")
     return control
 
 

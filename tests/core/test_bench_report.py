@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import statistics
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.docs import PAGE, PARTS, SECTION, write_tables
+from benchmarks.plots import PLOTS, draw
 from benchmarks.report import Figure, Goal, Results, ratio, tables
 from granville.testing.latency import Record, percentile, spread, steady_rate, summarise
 
@@ -121,6 +123,56 @@ def test_the_page_takes_the_tables_of_what_was_measured_and_keeps_the_rest() -> 
     assert "benchmarks/bench.py --rounds 3, 3 rounds, 2026-11-23, a processor" in written
     assert "\ntext\n<!-- kernel -->\nkept\n<!-- end -->\n" in written
     assert write_tables(written, results) == written
+
+
+def _plotted() -> Results:
+    """A run with something for every plot."""
+    bars = [
+        Figure(
+            scenario=f"Serving, {clients} clients",
+            name=name,
+            unit="",
+            values={"granville": [2.0], "llama-server": [1.0]},
+        )
+        for clients in (4, 8)
+        for name in ("throughput", "time to first token p50")
+    ]
+    gaps = Figure(
+        scenario="A prompt of 1500 tokens",
+        name="granville: gap in the streams, p99",
+        unit="ms",
+        values={"meanwhile": [60.0], "before": [20.0]},
+        samples={"before": [19.0, 20.0, 21.0], "meanwhile": [50.0, 60.0]},
+    )
+    course = {
+        "seconds": [-1.0, 0.0, 1.0],
+        "threads": [2.0, 2.0, 1.0],
+        "tokens_per_s": [90.0, 20.0, 50.0],
+        "ended": [0.9],
+    }
+    threads = Figure(
+        scenario="One busy program", name="throughput", unit="tokens/s", values={"granville": [50.0]}, samples=course
+    )
+    figures = [figure.conclude() for figure in (*bars, gaps, threads)]
+    machine = {"cpu": "a processor", "cores": "2", "llama-cpp-python": "1", "python": "3"}
+    return Results(date="2026-11-23T00:00:00", command=[], machine=machine, rounds=1, figures=figures)
+
+
+def test_the_same_figures_give_the_same_plots(tmp_path: Path) -> None:
+    results = _plotted()
+    written = draw(results, tmp_path / "once")
+    assert [path.name for path in written] == [plot.file for plot in PLOTS]
+    again = draw(results, tmp_path / "again")
+    assert [path.read_bytes() for path in written] == [path.read_bytes() for path in again]
+    assert "clients" in written[0].read_text(), "words are text, not outlines"
+    results.figures = [figure for figure in results.figures if not figure.samples]
+    assert len(draw(results, tmp_path / "less")) == 2
+
+
+def test_the_page_shows_the_plots_of_what_was_measured() -> None:
+    page = write_tables("<!-- longprompt -->\n<!-- end -->\n<!-- kernel -->\n<!-- end -->\n", _plotted())
+    assert "](plots/gaps.svg)\n" in page
+    assert page.count("plots/") == 1
 
 
 def test_every_part_of_the_page_is_known() -> None:

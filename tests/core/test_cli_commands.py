@@ -81,6 +81,9 @@ class Connection(socketserver.BaseRequestHandler):
         if message["op"] == "cancel":
             self.server.cancelled.append(message["id"])
             reply: Map = {"id": message["id"], "state": "cancelled"}
+        elif message["op"] in ("load", "unload"):
+            self.server.requests.append(message)
+            reply = {"model": {**STATUS["models"][0], "id": "loaded"}, "model_id": message.get("model_id")}
         elif message["op"] == "models":
             reply = {"models": STATUS["models"]}
         elif message.get("id") == "unknown":
@@ -94,6 +97,14 @@ class Connection(socketserver.BaseRequestHandler):
     def answer(self, message: Map) -> None:
         self.server.requests.append(message)
         id = message["id"]
+        if "model_type" in message:
+            value = [0.5, -1.0] if message["model_type"] == "embedding" else [-2.0, 1.25]
+            end = result(id, "") | {"tool_id": f"__{message['model_type']}__", "tool_input_json": "[]", "output": value}
+            with socket.socket(socket.AF_UNIX) as callback:
+                callback.connect(message["callback"])
+                self.send(self.request, {"id": id, "status": "accepted"})
+                self.send(callback, end)
+            return
         text = message.get("text") or message["messages"][-1]["content"]
         if text.startswith("fail"):
             _, name, code = text.split()
@@ -159,6 +170,21 @@ def test_submit_sends_what_was_asked_and_prints_the_answer(daemon: Daemon, capsy
         "timeout_ms": 1500,
         "stop": ["a b", "\n"],
     }
+
+
+@pytest.mark.parametrize("stream", [[], ["--stream"]])
+def test_submit_asks_for_values(daemon: Daemon, capsys: pytest.CaptureFixture[str], stream: list[str]) -> None:
+    assert main(["submit", "a question", "-s", daemon.path, "--type", "embedding", *stream]) == 0
+    assert capsys.readouterr().out == "[0.5,-1.0]\n"
+    documents = ["--document", "far off", "--document", "the answer"]
+    assert main(["submit", "a question", "-s", daemon.path, "--type", "rerank", *documents, *stream]) == 0
+    assert capsys.readouterr().out == "1.2500\tthe answer\n-2.0000\tfar off\n"
+    assert [(request["model_type"], request.get("documents")) for request in daemon.requests] == [
+        ("embedding", None),
+        ("rerank", ["far off", "the answer"]),
+    ]
+    assert main(["submit", "a question", "-s", daemon.path, "--type", "rerank"]) == 3
+    assert "documents: missing" in capsys.readouterr().err
 
 
 def test_submit_leaves_to_the_daemon_what_was_not_asked(daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> None:
@@ -328,6 +354,41 @@ def test_status_shows_the_daemon_and_its_models(daemon: Daemon) -> None:
         "3/8", "87.5", "2048", "334 MB", "2.0 s ago",
     ):  # fmt: skip
         assert shown in done.stdout
+
+
+def test_status_shows_several_models_and_what_is_wrong_with_one(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sound = STATUS["models"][0]
+    broken = {**sound, "id": "broken", "state": "failed", "restarts": 7, "last_error": "broken.gguf: cut \x1b[2Joff"}
+    monkeypatch.setitem(STATUS, "models", [sound, broken])
+    assert main(["status", "-s", daemon.path]) == 0
+    out = capsys.readouterr().out
+    for shown in ("llama-a1b2c3", "broken", "failed", "7", "broken: broken.gguf: cut [2Joff"):
+        assert shown in out
+
+
+def test_load_names_a_file_in_full_and_shows_the_model(
+    daemon: Daemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "m,1.gguf").touch()
+    monkeypatch.chdir(tmp_path)
+    cases = {
+        r"ranker:tiny:m\,1.gguf?driver=d": rf"ranker:tiny:{tmp_path}/m\,1.gguf?driver=d",
+        "second:smollm2": "second:smollm2",
+        "pypi://p==1/a.gguf": "pypi://p==1/a.gguf",
+    }
+    for typed, sent in cases.items():
+        assert main(["load", typed, "--slots", "2", "-s", daemon.path]) == 0
+        assert "loaded" in capsys.readouterr().out
+        request = daemon.requests.pop()
+        assert (request["model"], request["slots"], "context_size" in request) == (sent, 2, False)
+
+
+def test_unload(daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["unload", "tiny", "--force", "-s", daemon.path]) == 0
+    assert capsys.readouterr() == ("", "")
+    assert {"op": "unload", "model_id": "tiny", "force": True}.items() <= daemon.requests[0].items()
 
 
 def test_a_reader_of_the_status_that_has_left_is_no_traceback(daemon: Daemon) -> None:

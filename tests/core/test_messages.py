@@ -54,14 +54,21 @@ def optional(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[Map]:
 
 
 turns = st.lists(st.builds(ChatMessage, st.sampled_from(["system", "user", "assistant"]), st.text()), min_size=1)
-content = st.fixed_dictionaries({"text": st.text()}) | st.fixed_dictionaries({"messages": turns})
+documents = st.lists(st.text(), min_size=1, max_size=3)
+other_types = st.sampled_from([type for type in get_args(wire.ModelType) if type not in ("embedding", "rerank")])
+content = st.one_of(
+    st.fixed_dictionaries({"text": st.text()}, optional={"model_type": other_types, "documents": documents}),
+    st.fixed_dictionaries({"messages": turns}, optional={"model_type": other_types, "documents": st.none()}),
+    st.fixed_dictionaries({"model_type": st.just("embedding"), "text": st.text()}),
+    st.fixed_dictionaries({"model_type": st.just("embedding"), "documents": documents}),
+    st.fixed_dictionaries({"model_type": st.just("rerank"), "text": st.text(), "documents": documents}),
+)
 settings = optional(
     callback=maybe(st.sampled_from(["/tmp/answers.sock", "tcp://127.0.0.1:9001", "http://localhost/answer"])),
     ranked=st.booleans(),
     priority=maybe(st.sampled_from(get_args(wire.Class))),
     model_id=maybe(names),
     session_id=maybe(names),
-    model_type=st.sampled_from(get_args(wire.ModelType)),
     max_tokens=st.integers(1, 2**31 - 1),
     temperature=st.floats(0, 100),
     top_p=st.floats(0, 1, exclude_min=True),
@@ -70,23 +77,33 @@ settings = optional(
     repeat_penalty=st.floats(0, 100, exclude_min=True),
     seed=maybe(st.integers(0, 2**32 - 2)),
     stop=maybe(st.lists(st.text(min_size=1, max_size=20), max_size=wire.MAX_STOP_STRINGS)),
-    grammar=maybe(st.text()),
-    json_schema=maybe(st.text() | objects),
-    tools=maybe(st.lists(objects, max_size=3)),
-    tool_choice=maybe(st.text() | objects),
     stream=st.booleans(),
     timeout_ms=maybe(st.integers(1, 2**53)),
     reset_cache=st.booleans(),
     client=maybe(names),
     audio=maybe(st.binary()),
     audio_path=maybe(names),
-    documents=maybe(st.lists(st.text(), max_size=3)),
     voice=maybe(names),
 )
+tool = st.fixed_dictionaries({
+    "name": st.sampled_from(["get_weather", "a.b-c"]),
+    "description": st.text(),
+    "parameters": objects.map(lambda schema: schema | {"type": "object"}),
+})  # fmt: skip
+forms = st.one_of(
+    st.fixed_dictionaries({}),
+    st.fixed_dictionaries({"grammar": st.text(min_size=1).filter(str.strip)}),
+    st.fixed_dictionaries({"json_schema": objects | st.just(True) | objects.map(json.dumps)}),
+    st.fixed_dictionaries(
+        {"tools": st.lists(tool, min_size=1, max_size=2, unique_by=lambda tool: tool["name"])},
+        optional={"tool_choice": st.sampled_from([None, "auto", "none", "required"])},
+    ),
+)
 requests = st.builds(
-    lambda id, content, settings: Request(id=id, **content, **settings),
+    lambda id, content, form, settings: Request(id=id, **content, **form, **settings),
     st.text(min_size=1, max_size=wire.MAX_ID_CHARS),
     content,
+    forms,
     settings,
 )
 
@@ -113,9 +130,14 @@ def test_the_strategy_knows_every_field() -> None:
 @given(
     st.builds(
         Control,
-        op=st.sampled_from(["models", "status", "cancel", "ping", "drain"]),
+        op=st.sampled_from(["models", "status", "cancel", "ping", "drain", "load", "unload"]),
         rid=maybe(st.text() | st.integers(-(2**63), 2**64 - 1)),
         id=st.text(min_size=1, max_size=wire.MAX_ID_CHARS),
+        model=st.text(min_size=1, max_size=20),
+        slots=maybe(st.integers(1, wire.MAX_SLOTS)),
+        context_size=maybe(st.integers(0, 2**31 - 1)),
+        model_id=st.text(min_size=1, max_size=20),
+        force=st.booleans(),
     )
 )
 def test_a_control_operation_round_trips(control: Control) -> None:
@@ -307,6 +329,8 @@ BAD_FIELDS: list[tuple[str, Any]] = [
     ("audio_path", ""),
     ("documents", "one"),
     ("documents", [1]),
+    ("documents", []),
+    ("documents", ["d"] * (wire.MAX_DOCUMENTS + 1)),
     ("voice", 4),
 ]
 
@@ -394,7 +418,7 @@ def test_a_priority_in_any_case(written: str) -> None:
     [
         ("priority", "urgent", get_args(wire.Class)),
         ("model_type", "painter", get_args(wire.ModelType)),
-        ("op", "dance", ("models", "status", "cancel", "ping", "drain")),
+        ("op", "dance", ("models", "status", "cancel", "ping", "drain", "load", "unload")),
     ],
 )
 def test_a_wrong_choice_is_told_what_would_be_right(field: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -435,9 +459,32 @@ def test_a_request_for_another_type_needs_no_text() -> None:
     assert request.audio == b"RIFF"
 
 
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"model_type": "ranker"}, "text: missing"),
+        ({"model_type": "embedding"}, "text: missing; give `text` (a string) or `documents`"),
+        ({"model_type": "embedding", "text": "a", "documents": ["b"]}, "documents: give either"),
+        ({"model_type": "rerank", "documents": ["b"]}, "text: missing; it is the query"),
+        ({"model_type": "rerank", "text": "a"}, "documents: missing"),
+    ],
+)
+def test_each_type_needs_its_own_fields(fields: Map, words: str) -> None:
+    with pytest.raises(BadRequest) as refused:
+        parse_message({"id": "r1"} | fields)
+    assert refused.value.message.startswith(words)
+    assert refused.value.id == "r1"
+
+
 def test_an_operation_has_no_text() -> None:
     """`op` beside `text` is an unknown field of a request."""
     assert parse_message({**LEAST, "op": "ping"}) == (Request(id="r1", text="hello"), 1)
+
+
+@pytest.mark.parametrize(("op", "field"), [("load", "model"), ("unload", "model_id")])
+def test_load_and_unload_need_a_model(op: str, field: str) -> None:
+    with pytest.raises(BadRequest, match=f"^{field}: missing"):
+        parse_message({"op": op})
 
 
 def test_cancel_needs_an_id() -> None:

@@ -13,6 +13,14 @@ class LlamaDriver:
 
     name = "granville-llama"
     version = "0.1.0"
+    tuning_module = "granville_llama.tuning"
+
+    @property
+    def backend(self) -> str:
+        """The bindings are pinned, and their version says which llama.cpp is in them."""
+        from importlib.metadata import version
+
+        return f"llama-cpp-python {version('llama-cpp-python')}"
 
     def load(self, spec: ModelSpec) -> Model:
         """Raises DriverError with a sentence for a person when the file or an option is wrong."""

@@ -49,6 +49,8 @@ BUILT_WITH_AMX = b"AMX_INT8 = 1" in c.llama_print_system_info()
 MAX_SLOTS = int(c.llama_max_parallel_sequences())
 SPECIAL_ATTRIBUTES = c.LLAMA_TOKEN_ATTR_CONTROL | c.LLAMA_TOKEN_ATTR_UNKNOWN | c.LLAMA_TOKEN_ATTR_USER_DEFINED
 LOG_LEVEL_ERROR = 4
+MAX_PIECE_BYTES = 1024
+"""Longer tokens cannot be part of a constrained answer."""
 
 _library = ctypes.PyDLL(c._lib._name)
 
@@ -63,6 +65,7 @@ def _keeping_the_gil(name: str) -> Any:
 
 _sample = _keeping_the_gil("llama_sampler_sample")
 _is_end_of_generation = _keeping_the_gil("llama_vocab_is_eog")
+_token_to_piece = _keeping_the_gil("llama_token_to_piece")
 _libc = ctypes.CDLL(None)
 # Callbacks in Python would be called hundreds of times a decode and wait for the GIL each time. A C function with a
 # fitting signature does instead: strlen over a two-byte flag is "the flag is set", and abs has no effect.
@@ -182,6 +185,18 @@ class Weights:
             piece = self._pieces[token] = buffer.raw[:size]
         return piece
 
+    def vocabulary(self) -> list[bytes]:
+        """Every token's bytes; for a control token a byte 0xFF, which no text has, and its name."""
+        buffer = ctypes.create_string_buffer(MAX_PIECE_BYTES)
+        pieces = []
+        for token in range(self.vocabulary_size):
+            size = _token_to_piece(self._vocab, token, buffer, MAX_PIECE_BYTES, 0, False)
+            if size > 0:
+                pieces.append(buffer.raw[:size])
+            else:
+                pieces.append(b"\xff" + self.name(token).encode() if self.is_special(token) else b"")
+        return pieces
+
     def name(self, token: int) -> str:
         """The token as the vocabulary spells it: `<|im_end|>`."""
         text: bytes = c.llama_vocab_get_text(self._vocab, token)
@@ -278,6 +293,7 @@ class Context:
                 "fewer slots or a smaller context size need less memory"
             )
         self._memory = c.llama_get_memory(self.handle)
+        self._row_type = ctypes.c_float * weights.vocabulary_size
         self._tokens = (ctypes.c_int32 * batch_tokens)()
         self._positions = (ctypes.c_int32 * batch_tokens)()
         self._counts = (ctypes.c_int32 * batch_tokens)(*[1] * batch_tokens)
@@ -323,6 +339,11 @@ class Context:
         """The logits of the decoded batch's token `index`, a float for each of the vocabulary; until the next decode."""
         return c.llama_get_logits_ith(self.handle, index)
 
+    def logits_row(self, index: int) -> memoryview[float]:
+        """The same as floats that can be changed before they are sampled from."""
+        row = ctypes.cast(self.logits(index), ctypes.POINTER(self._row_type)).contents
+        return memoryview(row).cast("B").cast("f")
+
     def trim(self, sequence: int, length: int) -> int:
         """Forget the tokens from position `length` on. A recurrent model cannot forget a part and forgets all:
         the length that is left comes back."""
@@ -343,6 +364,10 @@ class Context:
             return True
         self.trim(sequence, 0)
         return False
+
+    def set_threads(self, threads: int) -> None:
+        """From the next decode on; results do not depend on it."""
+        c.llama_set_n_threads(self.handle, threads, threads)
 
     def interrupt(self) -> None:
         """From any thread: end the running `decode`, or else the next one, until `rearm`."""

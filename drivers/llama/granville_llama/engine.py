@@ -24,26 +24,23 @@ from granville.hosting.interface import (
     Generate,
     ModelInfo,
     Parked,
+    Score,
     Task,
     Token,
 )
 from granville_llama.binding import Context, Decoded, Weights
+from granville_llama.guidance import Guidance
 from granville_llama.kv import KvStore
+from granville_llama.pacing import Pacer
 from granville_llama.sampling import sampler_chain
+from granville_llama.scoring import Scorer
 from granville_llama.seats import Seats
 from granville_llama.sequence import Sequence
 from granville_llama.template import ChatTemplate, PromptError
+from granville_llama.threads import Crew
 
-TURN_TOKENS = 512
-TURN_TOKENS_A_SLOT = 64
-"""Prefill before streams have their turn when there was no stream at its beginning, the larger of the two: prompts
-that arrive together are read together, and their streams then run together."""
-MIN_PIECE_TOKENS = 16
-"""Prefill in smaller pieces costs more than it spares the streams."""
 MAX_WAIT_S = 0.05
 """With nothing to do but wait for a file."""
-AVERAGE_WEIGHT = 0.25
-"""Of the newest measurement, in the running averages of step times."""
 
 
 class LlamaModel:
@@ -51,45 +48,50 @@ class LlamaModel:
     ids are computed together."""
 
     def __init__(
-        self, weights: Weights, context: Context, template: ChatTemplate | None, info: ModelInfo, store: KvStore, *,
-        slots: int, batch_tokens: int,
+        self, weights: Weights, context: Context, template: ChatTemplate | None, info: ModelInfo, store: KvStore,
+        scorer: Scorer, crew: Crew, *, slots: int, batch_tokens: int,
     ) -> None:  # fmt: skip
         self.info = info
         self.slots = slots
-        self.capabilities = Capabilities(park=True, messages=template is not None)
+        self.capabilities = Capabilities(
+            park=True, score=True, constrain=True, messages=template is not None, tools=template is not None
+        )
         self._weights = weights
         self._context = context
         self._template = template
-        self._batch_tokens = batch_tokens
+        self._guidance = Guidance(weights, template)
         self._seats = Seats(context, store, slots)
+        self._scorer = scorer
         self._jobs: dict[str, Sequence] = {}
         self._events: list[Event] = []
         self._arrivals = 0
-        self._turn_tokens = max(TURN_TOKENS, slots * TURN_TOKENS_A_SLOT)
-        self._piece_tokens = batch_tokens
-        self._allowance: int | None = None
-        """Tokens of prefill until the streams' turn, None when it was just theirs."""
-        self._decode_s = 0.0
-        self._prefill_token_s = 0.0
+        self._pacer = Pacer(slots=slots, batch_tokens=batch_tokens)
+        self._crew = crew
 
     def submit(self, request: Task) -> None:
+        if isinstance(request, Score):
+            self._scorer.submit(request)
+            return
         if not isinstance(request, Generate):
             raise DriverError(f"this model takes no {type(request).__name__}")
         if request.id in self._jobs:
             raise DriverError(f"a job with the id {request.id} is here already")
         try:
             tokens = self._prompt(request)
+            guide = self._guidance.guide(request)
         except PromptError as error:
             self._events.append(Failed(request.id, error.error, str(error)))
             return
         sampler = sampler_chain(request.sampling, self._weights.vocabulary_size, tokens)
         self._arrivals += 1
-        sequence = Sequence(request, tokens, sampler, self._arrivals)
+        sequence = Sequence(request, tokens, sampler, self._arrivals, guide)
         self._seats.place(sequence)
         self._jobs[request.id] = sequence
 
     def step(self, prefill_ms: float | None) -> list[Event]:
         self._context.rearm()
+        self._pacer.threads = self._crew.before()
+        self._events += self._scorer.step()
         seats = self._seats
         seats.settle()
         streams = seats.streams
@@ -98,23 +100,26 @@ class LlamaModel:
         if not waiting:
             if streams:
                 self._decode()
-            elif unread:
+            elif unread and not self._scorer:
                 seats.wait(MAX_WAIT_S)
             return self._take_events()
         urgent = waiting[0].urgency == 0 and all(s.urgency > 0 for s in streams)
         throttled = bool(streams) and not urgent
-        if self._allowance is None:
-            self._allowance = self._throttle(prefill_ms) if throttled else self._turn_tokens
-        if throttled and self._allowance < MIN_PIECE_TOKENS:
-            self._decode()
+        tokens = self._pacer.piece(
+            throttled=throttled, context=waiting[0].cached, streams=len(streams), stream_work=_read(streams),
+            prefill_ms=prefill_ms,
+        )  # fmt: skip
+        if tokens:
+            self._prefill(waiting, tokens)
         else:
-            self._prefill(waiting, min(self._piece_tokens, self._allowance) if throttled else self._piece_tokens)
+            self._decode()
         return self._take_events()
 
     def cancel(self, id: str) -> None:
         sequence = self._jobs.get(id)
         if sequence:
             self._leave(sequence, ended_well=False)
+        self._scorer.cancel(id)
         self._events = [event for event in self._events if event.id != id]
 
     def park(self, id: str) -> None:
@@ -134,7 +139,7 @@ class LlamaModel:
         self._seats.store.limit(kv_ram_bytes)
 
     def stats(self) -> Mapping[str, int | float | str]:
-        return self._seats.store.stats()
+        return {"threads": self._crew.threads, **self._seats.store.stats()}
 
     def interrupt(self) -> None:
         self._context.interrupt()
@@ -143,17 +148,12 @@ class LlamaModel:
         for sequence in list(self._jobs.values()):
             self._leave(sequence, ended_well=False)
         self._seats.close()
+        self._crew.close()
+        self._scorer.close()
         self._context.close()
         self._weights.close()
 
     # schedule
-
-    def _throttle(self, prefill_ms: float | None) -> int:
-        """Tokens to prefill while streams wait: `prefill_ms` worth, by default as long as two decodes."""
-        seconds = 2 * self._decode_s if prefill_ms is None else prefill_ms / 1000
-        return (
-            max(MIN_PIECE_TOKENS, int(seconds / self._prefill_token_s)) if self._prefill_token_s else MIN_PIECE_TOKENS
-        )
 
     def _prefill(self, waiting: list[Sequence], most_tokens: int) -> None:
         """Read a piece of the first prompt in `waiting`, and as long a piece of every other that fits beside it."""
@@ -164,23 +164,27 @@ class LlamaModel:
             fits = unread == count or (count > 1 and unread > count + 1)
             if fits and (len(parts) + 1) * count <= most_tokens:
                 parts.append((sequence, count))
-        tokens = len(parts) * count
+        tokens, work = len(parts) * count, count * _read([sequence for sequence, _ in parts])
+        expected = self._pacer.expect_prefill(tokens, work)
+        self._crew.guard(expected)
         seconds = self._run(parts)
+        usual = self._crew.after(seconds, expected)
         if seconds is None:
-            # Interrupted, perhaps again and again: a smaller piece has a better chance to come to its end.
-            self._piece_tokens = max(MIN_PIECE_TOKENS, self._piece_tokens // 2)
-            return
-        self._piece_tokens = min(self._batch_tokens, self._piece_tokens * 2)
-        self._prefill_token_s = _average(self._prefill_token_s, seconds / tokens)
-        self._allowance = (self._allowance or 0) - tokens
+            self._pacer.interrupted()
+        else:
+            self._pacer.prefilled(tokens, work, seconds, learn=usual)
 
     def _decode(self) -> None:
         """The next token of every stream."""
-        self._allowance = None
+        self._pacer.streams_turn()
         self._seats.close_ranks()
-        seconds = self._run([(sequence, 1) for sequence in self._seats.streams])
-        if seconds is not None:
-            self._decode_s = _average(self._decode_s, seconds)
+        streams = self._seats.streams
+        count, work = len(streams), _read(streams)
+        expected = self._pacer.expect_decode(count, work)
+        self._crew.guard(expected)
+        seconds = self._run([(sequence, 1) for sequence in streams])
+        if self._crew.after(seconds, expected) and seconds is not None:
+            self._pacer.decoded(count, work, seconds)
 
     def _until_copied(self, sequence: Sequence) -> int:
         """How much of its prompt to read before others get a copy of it; all, when nobody waits for one."""
@@ -213,7 +217,7 @@ class LlamaModel:
         for sequence, count in parts:
             sequence.cached += count
         # All are sampled before any leaves: the logits belong to the batch.
-        sampled = [(sequence, sequence.sampler.sample(context, index)) for sequence, index in outputs]
+        sampled = [(sequence, sequence.choose(context, index)) for sequence, index in outputs]
         for sequence, token in sampled:
             self._emit(sequence, token)
         return seconds
@@ -237,29 +241,34 @@ class LlamaModel:
 
     # emit
 
-    def _emit(self, sequence: Sequence, token: int) -> None:
+    def _emit(self, sequence: Sequence, token: int | None) -> None:
         id = sequence.request.id
+        if token is None:
+            self._leave(sequence, ended_well=False)
+            self._events.append(Failed(id, "bad_request", sequence.fault))
+            return
         if self._weights.ends_generation(token):
-            text, _ = sequence.text.flush()
+            text, _ = sequence.flush()
             if text:
                 self._events.append(Token(id, text))
             self._finish(sequence, "stop")
             return
         sequence.tokens.append(token)
-        text, stopped = sequence.text.feed(self._weights.piece(token))
+        text, stopped = sequence.say(token, self._weights.piece(token))
         full = sequence.generated >= sequence.request.max_tokens or len(sequence.tokens) >= self.info.context_size
-        if full and not stopped:
-            rest, stopped = sequence.text.flush()
+        if (full or sequence.complete) and not stopped:
+            rest, stopped = sequence.flush()
             text += rest
         self._events.append(Token(id, text, (token,)))
-        if stopped:
+        if stopped or sequence.complete:
             self._finish(sequence, "stop")
         elif full:
             self._finish(sequence, "length")
 
     def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
         self._leave(sequence, ended_well=True)
-        self._events.append(Finished(sequence.request.id, reason, sequence.usage))
+        call = sequence.call
+        self._events.append(Finished(sequence.request.id, "tool" if call else reason, sequence.usage, call))
 
     def _take_events(self) -> list[Event]:
         events, self._events = self._events, []
@@ -281,7 +290,7 @@ class LlamaModel:
         if request.max_tokens < 1:
             raise PromptError("bad_request", f"max_tokens: must be at least 1, got {request.max_tokens}")
         if self._template:
-            tokens = self._template.tokens(request.messages)
+            tokens = self._guidance.tokens(request, self._template)
         elif len(request.messages) == 1:
             tokens = self._weights.tokenize(request.messages[0].content, control=False, bos=True)
         else:
@@ -306,5 +315,6 @@ def _piece(unread: int, most_tokens: int) -> int:
     return count - 1 if unread - count == 1 and count > 2 else count
 
 
-def _average(old: float, new: float) -> float:
-    return new if old == 0 else old + AVERAGE_WEIGHT * (new - old)
+def _read(sequences: list[Sequence]) -> int:
+    """Tokens in their caches, which every next token looks back at."""
+    return sum(sequence.cached for sequence in sequences)

@@ -16,8 +16,9 @@ from granville_llama.engine import LlamaModel
 from granville_llama.kv import KvStore
 from granville_llama.kvfiles import KvFiles
 from granville_llama.reader import POOLING, Reader, pooling_of
+from granville_llama.scoring import PIECE_TOKENS, SCORING_TOKENS, Scorer
 from granville_llama.template import ChatTemplate
-from granville_llama.threads import usable_cores
+from granville_llama.threads import Crew, usable_cores
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +28,8 @@ CONTEXT_STEP_TOKENS = 256
 """llama.cpp rounds a sequence's cache up to a multiple of this."""
 BATCH_TOKENS = 128
 """What the backend computes at once, and the most of prefill in a step. Its scratch memory grows with this times the
-context; more was not faster."""
+context; more was not faster. The option `batch_tokens` says otherwise."""
+MIN_BATCH_TOKENS, MAX_BATCH_TOKENS = 16, 2048
 DEFAULT_TEXT_TOKENS = 512
 """The context of a model that reads: a text is computed whole, and scratch memory grows with the longest one."""
 READERS = ("embedding", "rerank")
@@ -48,6 +50,9 @@ class Options:
     the stores to the tile configuration in ggml's AMX code, and the first batch ends the process."""
     pooling: str | None = None
     """How a text's tokens become one vector; None: as the file says."""
+    batch_tokens: int = BATCH_TOKENS
+    most_threads: int = 0
+    """Without `ModelSpec.threads`: no more than so many, 0 for the physical cores."""
 
 
 VECTORS = tuple(name for name in POOLING if name != "rank")
@@ -57,6 +62,11 @@ CHECKS: dict[str, tuple[Callable[[object], bool], str]] = {
     "kv_type": (lambda value: isinstance(value, str) and value in KV_TYPES, f"one of {', '.join(KV_TYPES)}"),
     "repack": (lambda value: type(value) is bool, "true or false"),
     "pooling": (lambda value: isinstance(value, str) and value in VECTORS, f"one of {', '.join(VECTORS)}"),
+    "batch_tokens": (
+        lambda value: type(value) is int and MIN_BATCH_TOKENS <= value <= MAX_BATCH_TOKENS,
+        f"a whole number from {MIN_BATCH_TOKENS} to {MAX_BATCH_TOKENS}",
+    ),
+    "most_threads": (lambda value: type(value) is int and value >= 0, "a whole number from 0 (all cores) up"),
 }
 
 
@@ -84,14 +94,15 @@ def _generating(spec: ModelSpec, options: Options, weights: Weights) -> LlamaMod
         )
     size = _context_size(spec, weights, DEFAULT_CONTEXT_TOKENS)
     padded = -(-size // CONTEXT_STEP_TOKENS) * CONTEXT_STEP_TOKENS
-    batch_tokens = max(BATCH_TOKENS, spec.slots)
+    batch_tokens = max(options.batch_tokens, spec.slots)
     template = ChatTemplate(weights, weights.template) if weights.template else None
+    threads = spec.threads or options.most_threads or usable_cores()
     context = Context(
         weights,
         slots=spec.slots,
         context_size=padded,
         batch_tokens=batch_tokens,
-        threads=spec.threads or usable_cores(),
+        threads=threads,
         flash_attention=options.flash_attention,
         kv_type=options.kv_type,
         gpu=options.gpu_layers != 0,
@@ -103,7 +114,32 @@ def _generating(spec: ModelSpec, options: Options, weights: Weights) -> LlamaMod
         description=weights.description,
     )
     key = f"{spec.fingerprint} {LLAMA_VERSION} slots={spec.slots} {options}"
-    return LlamaModel(weights, context, template, info, _store(spec, key), slots=spec.slots, batch_tokens=batch_tokens)
+    scorer = _scorer(spec, options, weights)
+
+    def set_threads(threads: int) -> None:
+        context.set_threads(threads)
+        scorer.set_threads(threads)
+
+    crew = Crew(threads, set_threads, pinned=spec.threads > 0, interrupt=context.interrupt)
+    return LlamaModel(
+        weights, context, template, info, _store(spec, key), scorer, crew, slots=spec.slots, batch_tokens=batch_tokens
+    )
+
+
+def _scorer(spec: ModelSpec, options: Options, weights: Weights) -> Scorer:
+    return Scorer(
+        weights,
+        lambda: Context(
+            weights,
+            slots=1,
+            context_size=SCORING_TOKENS,
+            batch_tokens=PIECE_TOKENS,
+            threads=spec.threads or options.most_threads or usable_cores(),
+            flash_attention=options.flash_attention,
+            kv_type=options.kv_type,
+            gpu=options.gpu_layers != 0,
+        ),
+    )
 
 
 def _store(spec: ModelSpec, key: str) -> KvStore:
@@ -122,12 +158,13 @@ def _store(spec: ModelSpec, key: str) -> KvStore:
 def _reading(spec: ModelSpec, options: Options, weights: Weights) -> EmbeddingModel:
     size = _context_size(spec, weights, DEFAULT_TEXT_TOKENS)
     batch_tokens = max(size, READING_BATCH_TOKENS)
+    threads = spec.threads or usable_cores()
     reader = Reader(
         weights,
         pooling=_pooling(spec, options, weights),
         batch_tokens=batch_tokens,
         texts=BATCH_TEXTS,
-        threads=spec.threads or usable_cores(),
+        threads=threads,
         flash_attention=options.flash_attention,
         kv_type=options.kv_type,
         gpu=options.gpu_layers != 0,
@@ -138,7 +175,8 @@ def _reading(spec: ModelSpec, options: Options, weights: Weights) -> EmbeddingMo
         memory_bytes=weights.size_bytes + Reader.memory_bytes(weights, batch_tokens, options.kv_type),
         description=weights.description,
     )
-    return EmbeddingModel(weights, reader, info, type=spec.type, slots=spec.slots)
+    crew = Crew(threads, reader.set_threads, pinned=spec.threads > 0)
+    return EmbeddingModel(weights, reader, info, crew, type=spec.type, slots=spec.slots)
 
 
 def _context_size(spec: ModelSpec, weights: Weights, default: int) -> int:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import codecs
 from dataclasses import dataclass, field
 
-from granville.hosting.interface import Generate, Usage
-from granville_llama.binding import SamplerChain
+from granville.hosting.interface import Generate, ToolCall, Usage
+from granville_llama.binding import Context, SamplerChain
+from granville_llama.constrain import Guide
 
 
 class TextStream:
@@ -54,6 +55,8 @@ class Sequence:
     tokens: list[int]
     sampler: SamplerChain
     arrival: int
+    guide: Guide | None = None
+    """What the answer's form allows next."""
     prompt_size: int = field(init=False)
     text: TextStream = field(init=False)
     slot: int = -1
@@ -100,6 +103,40 @@ class Sequence:
     @property
     def usage(self) -> Usage:
         return Usage(self.prompt_size, self.reused, self.generated)
+
+    def choose(self, context: Context, index: int) -> int | None:
+        """The next token, from the logits of the batch's token `index`; None when its guide has an error."""
+        if self.guide is None:
+            return self.sampler.sample(context, index)
+        return self.guide.choose(context, index, self.sampler)
+
+    @property
+    def complete(self) -> bool:
+        """Its form lets nothing follow."""
+        return self.guide is not None and self.guide.complete
+
+    @property
+    def call(self) -> ToolCall | None:
+        return None if self.guide is None else self.guide.call
+
+    @property
+    def fault(self) -> str:
+        """Why its guide cannot go on."""
+        return (self.guide and self.guide.error) or ""
+
+    def say(self, token: int, piece: bytes) -> tuple[str, bool]:
+        """The text that a token made final, and whether a stop string has ended it."""
+        return self.text.feed(piece if self.guide is None else self.guide.advance(token, piece))
+
+    def flush(self) -> tuple[str, bool]:
+        """The rest of the text, at the end: of a call that is whole there is none."""
+        if self.guide is not None and not self.guide.complete:
+            text, stopped = self.text.feed(self.guide.release())
+            if stopped:
+                return text, True
+            rest, stopped = self.text.flush()
+            return text + rest, stopped
+        return self.text.flush()
 
     def begin_with(self, cached: int, pure: int) -> None:
         """Its first tokens came from a cache, `pure` of whose tokens anyone may have."""

@@ -13,7 +13,7 @@ import resource
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from types import FrameType
 from typing import Any, NoReturn
@@ -68,6 +68,9 @@ class ChatTemplate:
         """Raises DriverError when the source is not a template."""
         if len(source) > MAX_SOURCE_CHARS:
             raise DriverError(f"the model's chat template has {len(source)} characters, over {MAX_SOURCE_CHARS}")
+        self.source = source
+        self.takes_tools = re.search(r"\btools\b", source) is not None
+        """It has a way of its own to tell the model of tools."""
         self._weights = weights
         environment = BoundedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
         environment.globals["raise_exception"] = _refuse
@@ -83,8 +86,9 @@ class ChatTemplate:
         # Every place where a name begins, overlapping ones too: a split after its first character breaks it.
         self._begins_special = re.compile(f"(?=(?:{'|'.join(map(re.escape, names))}))(.)", re.S) if names else None
 
-    def tokens(self, messages: Sequence[Message]) -> list[int]:
-        """The conversation up to where the assistant speaks. Raises PromptError."""
+    def tokens(self, messages: Sequence[Message], tools: Sequence[Mapping[str, object]] = ()) -> list[int]:
+        """The conversation up to where the assistant speaks. `tools`: what a template that `takes_tools` shows of
+        them. Raises PromptError."""
         for message in messages:
             if not ROLE.fullmatch(message.role):
                 raise PromptError(
@@ -95,7 +99,7 @@ class ChatTemplate:
             if message.token_ids:
                 said.setdefault(message.content.translate(UNMARK), deque()).append(message.token_ids)
         tokens: list[int] = []
-        for part in CONTENT.split(self._render(messages)):
+        for part in CONTENT.split(self._render(messages, tools)):
             if part.startswith(OPEN) and part.endswith(CLOSE):
                 text = MARKS.sub("", part)
                 ids, rest = self._spelling(text, said[text].popleft()) if said.get(text) else ([], text)
@@ -126,13 +130,16 @@ class ChatTemplate:
                 whole = (count, spelled)
         return list(token_ids[: whole[0]]), data[whole[1] :].decode(errors="replace")
 
-    def _render(self, messages: Sequence[Message]) -> str:
+    def _render(self, messages: Sequence[Message], tools: Sequence[Mapping[str, object]]) -> str:
         marked = [
             {"role": message.role, "content": self._mark(message.content, whole=bool(message.token_ids))}
             for message in messages
         ]
         limit = sum(len(message["content"]) for message in marked) + MAX_EXTRA_CHARS
-        names = {f"{kind}_token": name for kind, name in self._names.items()}
+        names: dict[str, object] = {f"{kind}_token": name for kind, name in self._names.items()}
+        if tools:
+            names["tools"] = self._harmless(tools)
+            limit += len(_tojson(names["tools"]))
         parts: list[str] = []
         size = 0
         try:
@@ -158,6 +165,17 @@ class ChatTemplate:
         if self._begins_special:
             core = self._begins_special.sub(rf"\1{SPLIT}", core)
         return f"{before}{OPEN}{core}{CLOSE}{after}"
+
+    def _harmless(self, value: object) -> object:
+        """Names of control tokens in strings, at any depth, are split."""
+        if isinstance(value, Mapping):
+            return {self._harmless(key): self._harmless(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [self._harmless(item) for item in value]
+        if isinstance(value, str):
+            value = value.translate(UNMARK)
+            return self._begins_special.sub(rf"\1{SPLIT}", value) if self._begins_special else value
+        return value
 
     def _tokenize(self, text: str, before: list[int], *, control: bool) -> list[int]:
         if not text:

@@ -1,0 +1,129 @@
+"""From what was typed for a model to a plan that the kernel can load: its file, its id, its driver, its memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import trio
+
+from granville.config import ServeConfig
+from granville.errors import StartupError
+from granville.hosting.interface import Driver, ModelSpec
+from granville.hosting.locate import find_driver
+from granville.models.catalogue import Catalogue
+from granville.models.gguf import read_header
+from granville.models.identity import fingerprint
+from granville.models.memory import estimate
+from granville.models.pool import TYPES, Wanted, ids, parse_model
+from granville.models.spec import parse_ref
+from granville.models.store import ModelStore
+from granville.models.tuned import with_tuning
+from granville.nursery.pool import KEEPS_STATES, ModelPlan, Order
+from granville.nursery.stepper import ThreadStepper
+from granville.scheduling.memory import share
+from granville.scheduling.roster import ModelEntry
+from granville.wire.messages import ModelType
+
+
+@dataclass(eq=False)
+class Planner:
+    """`spec` has the settings that all models share, `driver_name` the driver of those that name none. Called, it plans
+    a model that a client wants loaded while the daemon serves."""
+
+    config: ServeConfig
+    spec: ModelSpec
+    driver_name: str
+    tuned: bool = True
+    """Take a model's tuned file and settings where there are any (`granville models tune`)."""
+    steppers: list[ThreadStepper] = field(default_factory=list)
+    """All that were made: whether one of them hangs decides how the process ends."""
+    _drivers: dict[str, Driver] = field(default_factory=dict)
+
+    def driver(self, name: str | None) -> Driver:
+        """One object a name. Raises StartupError when it is not installed."""
+        name = name or self.driver_name
+        if name not in self._drivers:
+            self._drivers[name] = find_driver(name)
+        return self._drivers[name]
+
+    def drivers_of(self, wanted: Sequence[Wanted]) -> None:
+        """Find every driver that these models need, before anything is fetched. Raises StartupError."""
+        for one in wanted:
+            self.driver(one.driver)
+
+    def plan_all(self, wanted: Sequence[Wanted], paths: Sequence[Path]) -> list[ModelPlan]:
+        """The models of the command line, each with its file. Raises StartupError."""
+        known = [
+            (one, self._architecture(one, path), fingerprint(path)) for one, path in zip(wanted, paths, strict=True)
+        ]
+        types = [type_of(one) for one in wanted]
+        keepers = sum(type in KEEPS_STATES for type in types)
+        kv_ram, kv_disk = share(self.config.kv_ram_bytes, keepers), share(self.config.kv_disk_bytes, keepers)
+        return [
+            self._plan(one, path, id, type, self.spec, kv_ram, kv_disk)
+            for one, path, id, type in zip(wanted, paths, ids(known), types, strict=True)
+        ]
+
+    async def __call__(self, order: Order, kv_ram_bytes: int, kv_disk_bytes: int) -> ModelPlan:
+        wanted = parse_model(order.model)
+        if wanted.driver is not None and ":" in wanted.driver and wanted.driver != self.driver_name:
+            raise StartupError(f"?driver={wanted.driver}: give the name of an installed driver")
+        found = await ModelStore().resolve(parse_ref(wanted.ref))
+        if not isinstance(found, Path):
+            raise StartupError(f"{wanted.ref} is not on this disk; `granville download {wanted.ref}` fetches it")
+        spec = replace(
+            self.spec,
+            slots=order.slots or self.spec.slots,
+            context_size=self.spec.context_size if order.context_size is None else order.context_size,
+        )
+        # Reading a file's head and blocks can take a moment, in which the others are served.
+        return await trio.to_thread.run_sync(self._plan_one, wanted, found, spec, kv_ram_bytes, kv_disk_bytes)
+
+    def _plan_one(self, wanted: Wanted, path: Path, spec: ModelSpec, kv_ram: int, kv_disk: int) -> ModelPlan:
+        (id,) = ids([(wanted, self._architecture(wanted, path), fingerprint(path))])
+        return self._plan(wanted, path, id, type_of(wanted), spec, kv_ram, kv_disk)
+
+    def _plan(
+        self, wanted: Wanted, path: Path, id: str, type: ModelType, spec: ModelSpec, kv_ram: int, kv_disk: int
+    ) -> ModelPlan:
+        driver = self.driver(wanted.driver)
+        keeps = type in KEEPS_STATES
+        folder = self.config.kv_dir
+        spec = replace(
+            spec,
+            path=path,
+            type=type,
+            kv_ram_bytes=kv_ram if keeps else 0,
+            kv_disk_bytes=kv_disk if keeps else 0,
+            kv_dir=folder / f"model-{id}" if keeps and kv_disk and folder is not None else None,
+        )
+        if self.tuned:
+            spec = with_tuning(spec, driver)
+        if keeps:
+            spec = replace(spec, fingerprint=fingerprint(spec.path))
+        entry = ModelEntry(id, type, os.fsencode(path).decode(errors="replace"), driver.name)
+        need = estimate(spec.path, type, spec.slots, spec.context_size, spec.options.get("kv_type"))
+        return ModelPlan(entry, lambda: self._stepper(driver, spec), need, spec.kv_disk_bytes)
+
+    def _stepper(self, driver: Driver, spec: ModelSpec) -> ThreadStepper:
+        stepper = ThreadStepper(lambda: driver.load(spec), self.config.prefill_ms)
+        self.steppers.append(stepper)
+        return stepper
+
+    def _architecture(self, wanted: Wanted, path: Path) -> str:
+        """As the file's head has it. A file that is not a GGUF may suit the driver all the same; its loading tells."""
+        try:
+            return read_header(path).architecture
+        except StartupError:
+            return self.driver(wanted.driver).name
+
+
+def type_of(wanted: Wanted) -> ModelType:
+    """As it was given, else as the catalogue has it, else inference."""
+    if wanted.type is not None:
+        return wanted.type
+    entry = Catalogue().find(wanted.ref)
+    return next((known for known in TYPES if entry is not None and known == entry.type), "inference")
