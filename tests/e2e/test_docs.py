@@ -53,6 +53,12 @@ def test_the_driver_of_the_drivers_page(folder: Path, monkeypatch: pytest.Monkey
         assert daemon.stop() == 0
 
 
+def test_the_conversation_of_the_sessions_page(daemon: Daemon, folder: Path) -> None:
+    """The fake driver repeats the last turn, and its prompts are words."""
+    (code,) = blocks(ROOT / "docs" / "sessions.md", "python")
+    assert run_python(code, folder, daemon.socket) == "What colour is it?\n0 of 10 tokens were in the cache\n"
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_json_examples_are_json(page: Path) -> None:
     for block in blocks(page, "json"):
