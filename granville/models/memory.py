@@ -31,7 +31,7 @@ _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:I?B)?\s*", re.IGNORECASE)
 
 def estimate(path: Path, type: ModelType, slots: int, context_size: int, kv_type: object = "f16") -> ModelMemory:
     """What a model of this file will take. `context_size` 0 is the driver's default. For a file that is no GGUF only
-    its own size is known. A KV type smaller than f16 counts as f16. Raises OSError when the file cannot be looked at."""
+    its own size is known. A KV type smaller than f16 counts as f16. Raises OSError when the file cannot be read."""
     weights = path.stat().st_size
     try:
         header = read_header(path)

@@ -41,8 +41,8 @@ class Backlog:
         self._queues = {level: FairQueue() for level in Priority}
         self._order: dict[Priority, SortedDict] = {level: SortedDict() for level in Priority}
         self._lanes: Counter[Lane] = Counter()
-        self._eligible: dict[tuple[Lane, int], dict[Job, None]] = {}
-        """Jobs that could run now, by lane and by the class that is theirs without their age."""
+        self._eligible: dict[tuple[Lane, int], SortedDict] = {}
+        """Jobs that could run now, by lane and by the class that is theirs without their age; in order of arrival."""
         self._counts = dict.fromkeys(Priority, 0)
         self._returned = 0
 
@@ -108,7 +108,7 @@ class Backlog:
     def lend(self, job: Job, priority: Priority) -> None:
         """Let a job, waiting or not, count as one of a higher class, because one of that class waits for its end."""
         place = self._places.get(job)
-        if place is None:
+        if place is None or priority >= job.urgency:
             job.lent = min(job.lent, priority)
             return
         self._step_out(job, place)
@@ -128,13 +128,13 @@ class Backlog:
         return None
 
     def take_more_urgent(self, lanes: Iterable[Lane], than: Priority) -> Job | None:
-        """Remove and return the first job of the highest class, if that is higher than `than`. A class by age does not
-        count."""
+        """Remove and return the job of the highest class that came first, if that class is higher than `than`. A class by
+        age does not count."""
         wanted = tuple(lanes)
         for urgency in range(than):
-            firsts = [next(iter(jobs)) for lane in wanted if (jobs := self._eligible.get((lane, urgency)))]
+            firsts = [jobs.peekitem(0) for lane in wanted if (jobs := self._eligible.get((lane, urgency)))]
             if firsts:
-                job = min(firsts, key=lambda job: job.arrival)
+                job: Job = min(firsts)[1]
                 self._take(job)
                 return job
         return None
@@ -193,7 +193,7 @@ class Backlog:
         self._order[place.level][place.since, job.arrival] = job
         if not place.held:
             self._queues[place.level].add(job)
-            self._eligible.setdefault((job.lane, job.urgency), {})[job] = None
+            self._eligible.setdefault((job.lane, job.urgency), SortedDict())[job.arrival] = job
 
     def _step_out(self, job: Job, place: _Place) -> None:
         """Before anything changes that its place in the order depends on."""
@@ -205,7 +205,7 @@ class Backlog:
         del self._order[place.level][place.since, job.arrival]
         if not place.held:
             alike = self._eligible[job.lane, job.urgency]
-            del alike[job]
+            del alike[job.arrival]
             if not alike:
                 del self._eligible[job.lane, job.urgency]
 

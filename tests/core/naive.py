@@ -67,9 +67,7 @@ class NaiveBacklog:
     def add(self, job: Job, now: float, *, held: int) -> bool:
         if self.counted >= self.limit:
             return False
-        self.waiting.append(Waiting(job, job.priority, now, held))
-        if not held:
-            self.ledgers[job.priority].join(job.client)
+        self._stand(Waiting(job, job.urgency, now, held))
         return True
 
     @property
@@ -78,23 +76,19 @@ class NaiveBacklog:
 
     def put_back(self, job: Job, level: Priority, *, held: int) -> None:
         self.settle(job, level, 0)
-        self.waiting.append(Waiting(job, job.priority, job.accepted_at, held, returned=True))
-        if not held:
-            self.ledgers[job.priority].join(job.client)
+        self._stand(Waiting(job, job.urgency, job.accepted_at, held, returned=True))
 
     def rebind(self, job: Job, model_id: str | None) -> None:
         place = self.find(job)
         self._drop(place)
         job.bound_to = model_id
-        self.waiting.append(place)
-        if not place.held:
-            self.ledgers[place.level].join(job.client)
+        self._stand(place)
 
     def hold(self, job: Job) -> None:
         place = self.find(job)
         self._drop(place)
         place.held += 1
-        self.waiting.append(place)
+        self._stand(place)
 
     def release(self, job: Job) -> None:
         place = self.find(job)
@@ -107,11 +101,18 @@ class NaiveBacklog:
         if priority == job.priority:
             return
         self._drop(place)
-        job.priority = place.level = priority
-        place.since = now
-        self.waiting.append(place)
-        if not place.held:
-            self.ledgers[priority].join(job.client)
+        job.priority = priority
+        place.level, place.since = job.urgency, now
+        self._stand(place)
+
+    def lend(self, job: Job, priority: Priority) -> None:
+        """A job may wait or run. Only one that rises leaves its place."""
+        rises = priority < job.urgency
+        job.lent = min(job.lent, priority)
+        for place in [place for place in self.waiting if place.job is job and rises]:
+            self._drop(place)
+            place.level = min(place.level, priority)
+            self._stand(place)
 
     def take(self, lanes: tuple[Lane, ...], now: float) -> Job | None:
         self.age(now)
@@ -123,11 +124,15 @@ class NaiveBacklog:
             clients = [client for client in ledger.line if any(job.client == client for job in able)]
             client = min(clients, key=lambda c: ledger.starts[c])  # the first of equals
             job = min((job for job in able if job.client == client), key=lambda job: (job.deadline, job.arrival))
-            self.waiting.remove(self.find(job))
-            ledger.time = max(ledger.time, ledger.starts[client])
-            ledger.move(client, job.cost, stays=bool(self.eligible(level, client)))
-            return job
+            return self._take(self.find(job))
         return None
+
+    def take_more_urgent(self, lanes: tuple[Lane, ...], than: Priority) -> Job | None:
+        able = [place for place in self.waiting if not place.held and place.job.lane in lanes]
+        urgent = [place for place in able if place.job.urgency < than]
+        if not urgent:
+            return None
+        return self._take(min(urgent, key=lambda place: (place.job.urgency, place.job.arrival)))
 
     def remove(self, job: Job) -> None:
         self._drop(self.find(job))
@@ -145,9 +150,19 @@ class NaiveBacklog:
             for place in sorted(due, key=lambda place: (place.since, place.job.arrival)):
                 self._drop(place)
                 place.level, place.since = level.raised(), place.since + self.age_after_s
-                self.waiting.append(place)
-                if not place.held:
-                    self.ledgers[place.level].join(place.job.client)
+                self._stand(place)
+
+    def _take(self, place: Waiting) -> Job:
+        ledger, client = self.ledgers[place.level], place.job.client
+        self.waiting.remove(place)
+        ledger.time = max(ledger.time, ledger.starts[client])
+        ledger.move(client, place.job.cost, stays=bool(self.eligible(place.level, client)))
+        return place.job
+
+    def _stand(self, place: Waiting) -> None:
+        self.waiting.append(place)
+        if not place.held:
+            self.ledgers[place.level].join(place.job.client)
 
     def _drop(self, place: Waiting) -> None:
         self.waiting.remove(place)

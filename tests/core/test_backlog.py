@@ -76,6 +76,17 @@ class BacklogMachine(RuleBasedStateMachine):
         if expected is not None:
             self.running.append((expected, levels[expected].level))
 
+    @rule(
+        lanes=st.lists(st.sampled_from(LANES), min_size=1, max_size=3, unique=True).map(tuple),
+        than=st.sampled_from(Priority),
+    )
+    def take_more_urgent(self, lanes: tuple[Lane, ...], than: Priority) -> None:
+        levels = {place.job: place for place in self.naive.waiting}
+        expected = self.naive.take_more_urgent(lanes, than)
+        assert self.backlog.take_more_urgent(lanes, than) is expected
+        if expected is not None:
+            self.running.append((expected, levels[expected].level))
+
     @precondition(lambda self: self.naive.waiting)
     @rule(data=st.data())
     def remove(self, data: st.DataObject) -> None:
@@ -114,6 +125,15 @@ class BacklogMachine(RuleBasedStateMachine):
         self.naive.reclass(job, priority, self.now)
         job.priority = own  # it is the same job for both
         self.backlog.reclass(job, priority, self.now)
+
+    @precondition(lambda self: self.naive.waiting or self.running)
+    @rule(data=st.data(), priority=st.sampled_from(Priority))
+    def lend(self, data: st.DataObject, priority: Priority) -> None:
+        job = self.pick(data, [place.job for place in self.naive.waiting] + [job for job, _ in self.running])
+        own = job.lent
+        self.naive.lend(job, priority)
+        job.lent = own  # it is the same job for both
+        self.backlog.lend(job, priority)
 
     @precondition(lambda self: any(place.held for place in self.naive.waiting))
     @rule(data=st.data())

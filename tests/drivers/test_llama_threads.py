@@ -256,6 +256,26 @@ def test_a_crew_tells_the_backend_and_learns_nothing_from_what_was_disturbed(mon
     crew.close()
 
 
+def test_a_step_cut_short_leaves_the_core_and_the_next_ones_are_as_any(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("granville_llama.threads.SHORTEST_SAMPLE_S", 0.0)
+    monkeypatch.setattr("granville_llama.threads.CUT_S", 0.0)
+    monkeypatch.setattr(CpuSensor, "foreign", lambda sensor, now: 1.0)
+    over = threading.Event()
+    crew = Crew(2, lambda threads: None, pinned=False, interrupt=over.set)
+    assert crew.before() == 2
+    crew.guard(0.0001)
+    assert over.wait(10)
+    assert not crew.after(None, 0.0001)
+    assert crew.threads == 1
+    for _ in range(50):
+        assert crew.before() == 1
+        crew.guard(0.0001)
+        assert crew.after(0.0001, 0.0001), "one thread alone waits for nobody"
+    assert not crew.after(None, 0.0001), "interrupted by somebody else"
+    assert crew._patience == 1.0
+    crew.close()
+
+
 def test_a_step_that_takes_far_too_long_is_cut_short_and_at_last_let_go_on(
     noise: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -169,5 +169,5 @@ def test_the_settings_reach_the_engine(noise: Path) -> None:
     spec = ModelSpec(noise, slots=2, context_size=256, options={"most_threads": 1, "batch_tokens": 64})
     model = LlamaDriver().load(spec)
     assert model.stats()["threads"] == 1
-    assert run(model, job("x" * 200, max_tokens=2))["x" * 200].reason == "length"
+    assert run(model, job("x", text="y" * 150, max_tokens=2))["x"].reason == "length"
     model.close()

@@ -8,9 +8,20 @@ import msgpack
 import pytest
 
 from granville.errors import DriverFailed
-from granville.hosting.interface import Embed, Finished, Generate, Message, Output, Rerank, Task
+from granville.hosting.interface import (
+    Constraint,
+    Embed,
+    Finished,
+    Generate,
+    Message,
+    Output,
+    Rerank,
+    Task,
+    Tool,
+    ToolCall,
+)
 from granville.hosting.interface import Usage as DriverUsage
-from granville.nursery.tasks import to_result, to_task
+from granville.nursery.tasks import spoken, to_result, to_task
 from granville.scheduling.job import Job
 from granville.scheduling.roster import ModelEntry
 from granville.wire.messages import Request, Result, Usage, encode, parse_reply

@@ -336,7 +336,7 @@ class Context:
         return Decoded(max(code, Decoded.FAILED))
 
     def logits(self, index: int) -> Any:
-        """The logits of the decoded batch's token `index`, a float for each of the vocabulary; until the next decode."""
+        """The logits of the decoded batch's token `index`, a float a token of the vocabulary; until the next decode."""
         return c.llama_get_logits_ith(self.handle, index)
 
     def logits_row(self, index: int) -> memoryview[float]:

@@ -26,13 +26,13 @@ LIMITS = LLParserLimits(
     initial_lexer_fuel=200_000,
     step_lexer_fuel=200_000,
     step_max_items=20_000,
-    max_lexer_states=50_000,
+    max_lexer_states=10_000,
     max_grammar_size=30_000,
     precompute_large_lexemes=False,
     verbose_errors=False,
 )
 """What keeps compiling under a fifth of a second, and a token under some tens of milliseconds."""
-MAX_COMPILED = 16
+MAX_COMPILED = 8
 """Grammars that are kept for the next job with the same one."""
 MAX_KEPT_CHARS = 64 * 1024
 SPARE_S = 0.5

@@ -42,6 +42,8 @@ CUT = 4.0
 CUT_S = 0.25
 """A step is cut short, and computed again, that takes so many times and so much longer than expected: beside a program
 with two busy threads one was seen to take 13 seconds."""
+MOST_PATIENCE = 256.0
+"""How many times as much a step may get after others were cut short, so that at last one comes to its end."""
 PROBE_S = 2.0
 """Until one more thread is tried out for a step although others seem to have the core: they may be ones that give way.
 Doubled when it was slow, …"""
@@ -209,9 +211,10 @@ class Fuse:
             self._wake.set()
 
     def disarm(self) -> bool:
-        """Whether it had blown."""
+        """Whether it has blown since it was armed."""
         self._until = None
-        return self._blown
+        blown, self._blown = self._blown, False
+        return blown
 
     def close(self) -> None:
         self._closed = True
@@ -246,7 +249,7 @@ class Crew:
         self._set_threads = set_threads
         self._fuse = None if interrupt is None else Fuse(interrupt)
         self._patience = 1.0
-        """Grows with steps cut short in vain, so that each comes to its end at last."""
+        """Grows with steps cut short one after another."""
         self._threads = most
         self._sensor = CpuSensor(own_s=self._own_s)
         self._governor = None if pinned or most < 2 else ThreadGovernor(most, max(most, self._sensor.cpus))
@@ -297,10 +300,7 @@ class Crew:
         if governor.probing:
             governor.probed(now, seconds, expected)
             return False
-        if cut:
-            self._patience *= CUT
-        elif seconds is not None:
-            self._patience = 1.0
+        self._patience = min(MOST_PATIENCE, CUT * self._patience) if seconds is None else 1.0
         slow = seconds is None or governor.is_slow(seconds, expected)
         since = now - self._sampled_at
         if since < (SHORTEST_SAMPLE_S if slow else SAMPLE_S):
