@@ -21,9 +21,9 @@ from granville.models.pool import TYPES, Wanted, ids, parse_model
 from granville.models.spec import parse_ref
 from granville.models.store import ModelStore
 from granville.models.tuned import with_tuning
-from granville.nursery.pool import KEEPS_STATES, ModelPlan, Order
+from granville.nursery.pool import ModelPlan, Order
 from granville.nursery.stepper import ThreadStepper
-from granville.scheduling.memory import share
+from granville.scheduling.memory import KEEPS_STATES, share
 from granville.scheduling.roster import ModelEntry
 from granville.wire.messages import ModelType
 

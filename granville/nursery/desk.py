@@ -25,7 +25,7 @@ from granville.nursery.tasks import spoken
 from granville.scheduling.admission import Admission
 from granville.scheduling.backlog import Backlog
 from granville.scheduling.job import ClientKey, Delivery, Job, estimated_cost
-from granville.scheduling.memory import Held, MemoryBudget
+from granville.scheduling.memory import KEEPS_STATES, Held, MemoryBudget, share
 from granville.scheduling.roster import ModelEntry, Roster
 from granville.scheduling.routing import Router
 from granville.scheduling.sessions import MemoryTranscripts, Sessions, Transcripts, Turn
@@ -143,12 +143,14 @@ class Desk:
         self.counters.preemptions += 1
         self.backlog.put_back(job)
 
+    def cache_share(self) -> int:
+        """How much of cached and parked states each model that keeps any may have in memory now."""
+        keepers = sum(entry.type in KEEPS_STATES for entry in self.roster)
+        return share(self.budget.cache_allowance(self.admission.held.total_bytes), keepers)
+
     def may_park(self, model: Inference) -> bool:
         """Whether memory has room for the state of one more parked job."""
-        if self.budget.limit_bytes is None:
-            return True
-        share = self.budget.cache_allowance(self.admission.held.total_bytes) // max(1, len(self.models))
-        return model.parked_bytes() < share
+        return self.budget.limit_bytes is None or model.parked_bytes() < self.cache_share()
 
     def forget(self, job: Job) -> None:
         """A job's terminal message has reached its reader, or never will."""

@@ -14,6 +14,7 @@ from granville.nursery.scores import Scores
 from granville.nursery.stepper import Released, StepEvent, Stepper
 from granville.nursery.tasks import to_error, to_result, to_task
 from granville.scheduling.job import Job
+from granville.scheduling.memory import KEEPS_STATES
 from granville.scheduling.roster import ModelEntry
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-GENERATED = ("inference", "ranker")
 MAX_PARKS = 3
 """How often a job gives its slot to a more urgent one; then it keeps it."""
 FIRST_BACKOFF_S = 0.5
@@ -154,7 +154,7 @@ class Inference:
             return None
         able = [
             job for key, job in self._jobs.items()
-            if job.parks < MAX_PARKS and key not in self._leaving and job.request.model_type in GENERATED
+            if job.parks < MAX_PARKS and key not in self._leaving and job.request.model_type in KEEPS_STATES
         ]  # fmt: skip
         return max(able, key=lambda job: (job.urgency, job.arrival), default=None)
 

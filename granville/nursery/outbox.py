@@ -11,7 +11,8 @@ from types import TracebackType
 
 import trio
 
-WRITE_BYTES = 262_144
+WRITE_BYTES = 16_384
+"""What a slow client has to take within `write_stall_s`."""
 HIGH_WATER_BYTES = 262_144
 """With more than this unsent, no further request is read and deltas are held back and merged."""
 

@@ -26,7 +26,7 @@ from granville.errors import (
 from granville.hosting.interface import DriverError
 from granville.nursery.inference import Inference
 from granville.nursery.stepper import Stepper
-from granville.scheduling.memory import ModelMemory, share
+from granville.scheduling.memory import KEEPS_STATES, ModelMemory, share
 from granville.scheduling.roster import ModelEntry
 
 if TYPE_CHECKING:
@@ -39,8 +39,6 @@ FORCE_S = 10.0
 """A model that is unloaded by force and does not end by then is left behind with its thread."""
 MAX_OPERATIONS = 64
 """Loads and unloads under way at once."""
-KEEPS_STATES = ("inference", "ranker")
-"""Types of models whose KV is worth keeping; the others get no share of `--kv-ram` and `--kv-disk`."""
 
 Outcome = dict[str, Any] | GranvilleError
 Reply = Callable[[Outcome], None]
@@ -129,10 +127,10 @@ class Pool:
 
     def share_out(self) -> None:
         """Tell every model how much of cached states it may keep in memory now."""
-        keepers = [model for model in self._desk.models if model.entry.type in KEEPS_STATES]
-        allowance = self._desk.budget.cache_allowance(self._desk.admission.held.total_bytes)
-        for model in keepers:
-            model.limit_cache(share(allowance, len(keepers)))
+        kv_ram_bytes = self._desk.cache_share()
+        for model in self._desk.models:
+            if model.entry.type in KEEPS_STATES:
+                model.limit_cache(kv_ram_bytes)
 
     async def _operate(self, message: Control, reply: Reply) -> None:
         """Started by: `ask`, for a connection's operation. Ends when: it is done, and replied to. Cancelled by: the

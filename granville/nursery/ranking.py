@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from granville.scheduling.job import Job
+from granville.scheduling.memory import KEEPS_STATES
 from granville.scheduling.priority import Priority
 from granville.scheduling.ranking import LABELS, SAMPLES, bytes_in_time, calibration, choose, prompt, text_to_rank
 
@@ -74,8 +75,9 @@ class Ranking:
 
     def model_ready(self, model: Inference) -> None:
         """A model was loaded, for the first time or again: its scores have to be learnt before they mean something."""
-        self._rankers.pop(model.entry.id, None)
-        if self._desk.config.rank_ms and "score" in model.entry.features:
+        entry = model.entry
+        self._rankers.pop(entry.id, None)
+        if self._desk.config.rank_ms and "score" in entry.features and entry.type in KEEPS_STATES:
             self._to_calibrate.append(model)
             self._wake.set()
 

@@ -26,6 +26,9 @@ SIZE_FACTOR = 3
 """A request's text as it came, decoded, and as its driver's copy of the prompt."""
 STEPS = 16
 """Caches are told of a change of a sixteenth of their share, not of every request."""
+KEEPS_STATES = ("inference", "ranker")
+"""Types of models whose KV is worth keeping, and whose jobs may be parked; the others get no share of `--kv-ram` and
+`--kv-disk`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +92,6 @@ class MemoryBudget:
     def cache_allowance(self, held_bytes: float) -> int:
         """How much cached and parked states of all models may take while requests of so many bytes are held."""
         return int(min(max(0, self.request_bytes_limit - held_bytes), self.kv_ram_bytes))
-
-    def may_park(self, held_bytes: float, parked_bytes: float) -> bool:
-        """Whether one more running job may be parked, with so much in parked states already."""
-        return parked_bytes < self.cache_allowance(held_bytes)
 
     def may_hold(self, held_bytes: float, more_bytes: float) -> bool:
         """Whether one more request fits."""

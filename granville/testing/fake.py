@@ -188,7 +188,7 @@ class FakeModel:
         for job in sorted(self._running.values(), key=lambda job: getattr(job.request, "urgency", 2)):
             token_s = self._plan.prefill_token_s
             todo = job.prompt_tokens - job.prefilled
-            now = todo if token_s == 0 else min(todo, int(left_s / token_s))
+            now = todo if token_s == 0 else int(min(todo, left_s / token_s))
             job.prefilled += now
             left_s -= now * token_s
             self.elapsed_s += now * token_s
@@ -247,6 +247,7 @@ class FakeDriver:
 
     name = "fake"
     version = "1"
+    model_class: type[FakeModel] = FakeModel
 
     def __init__(self, plan: FakePlan | None = None, *, sleeps: bool = True) -> None:
         self.plan = plan
@@ -262,7 +263,7 @@ class FakeDriver:
             raise DriverError(plan.load_error)
         if self.sleeps:
             time.sleep(plan.load_s)
-        model = FakeModel(spec, plan, self._count_step, sleeps=self.sleeps)
+        model = self.model_class(spec, plan, self._count_step, sleeps=self.sleeps)
         self.models.append(model)
         return model
 

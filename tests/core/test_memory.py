@@ -77,8 +77,8 @@ def test_released_memory_is_there_again_and_a_driver_knows_better() -> None:
     assert made.fixed_bytes == DAEMON_BYTES + 90 * MB
 
 
-@given(held=st.integers(0, 400 * MB), parked=st.integers(0, 100 * MB))
-def test_caches_go_first_then_parking_then_new_work(held: int, parked: int) -> None:
+@given(held=st.integers(0, 400 * MB))
+def test_caches_go_first_then_new_work(held: int) -> None:
     made = budget(DAEMON_BYTES + 500 * MB + 300 * MB, SMALL)
     room = 300 * MB
     allowance = made.cache_allowance(held)
@@ -87,12 +87,6 @@ def test_caches_go_first_then_parking_then_new_work(held: int, parked: int) -> N
         assert held + allowance <= room  # all together stay within the budget
     else:
         assert allowance == 0
-    if made.may_park(held, parked):
-        assert parked < allowance
-    if allowance == 64 * MB:
-        assert made.may_park(held, parked) == (parked < 64 * MB)
-    if not allowance:
-        assert not made.may_park(held, 0)
     assert made.may_hold(held, 0) == (held <= room)
     assert made.may_hold(held, max(0, room - held)) == (held <= room)
     assert not made.may_hold(held, max(0, room - held) + 1)
@@ -100,7 +94,7 @@ def test_caches_go_first_then_parking_then_new_work(held: int, parked: int) -> N
 
 def test_without_a_limit_nothing_yields() -> None:
     free = budget(None, SMALL, kv_ram=5)
-    assert (free.cache_allowance(1e18), free.may_hold(1e18, 1e18), free.may_park(1e18, 4)) == (5, True, True)
+    assert (free.cache_allowance(1e18), free.may_hold(1e18, 1e18)) == (5, True)
 
 
 def test_models_are_told_of_coarse_steps_only() -> None:

@@ -130,7 +130,7 @@ def test_nothing_is_tried_before_it_is_known_what_others_do() -> None:
     machine.run(1)
     machine.foreign, machine.crowded = 1.0, True
     machine.run(1)
-    machine.governor.pause()
+    machine.governor.begin(1.0)
     machine.now += 100
     machine.step()
     assert machine.steps[-1][1] == 1
@@ -192,9 +192,27 @@ def test_after_a_pause_the_past_says_nothing() -> None:
     machine = Machine()
     machine.foreign = 0.34
     machine.run(2)
-    machine.governor.pause()
+    machine.governor.begin(1.0)
     machine.governor.seen(machine.now, 0.9, slow=False)
     assert machine.governor.threads == 2, "one sample is not enough"
+
+
+def test_an_idle_model_begins_with_few_threads_only_where_others_have_most_cores() -> None:
+    for foreign, threads in ((None, 2), (0.1, 2), (1.0, 2), (1.5, 1)):
+        governor = ThreadGovernor(2)
+        governor.begin(foreign)
+        assert governor.threads == threads
+
+
+def test_what_others_slow_down_is_not_learnt_from() -> None:
+    governor = ThreadGovernor(2)
+    governor.seen(1.0, 0.1, slow=False)
+    assert not governor.crowded
+    governor = ThreadGovernor(2)
+    governor.seen(1.0, 0.9, slow=False)
+    assert (governor.threads, governor.crowded) == (2, True), "one sample is not enough to leave, but to doubt"
+    governor.seen(1.1, 0.9, slow=False)
+    assert (governor.threads, governor.crowded) == (1, False)
 
 
 def test_the_sensor_counts_what_others_use_of_our_cpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,9 +227,10 @@ def test_the_sensor_counts_what_others_use_of_our_cpus(tmp_path: Path, monkeypat
     sensor = CpuSensor(stat, lambda: own[0])
     assert sensor.cpus == 2
     write(10, 10, 10)
-    sensor.begin(5.0)
+    assert sensor.foreign(5.0) is None
     write(60, 500, 35)  # ours: 2 x (50 + 25) ticks in two seconds
     own[0] = 0.5
+    assert sensor.peek(7.0) == pytest.approx((1.5 - 0.5) / 2)
     assert sensor.foreign(7.0) == pytest.approx((1.5 - 0.5) / 2)
     own[0] = 9.0
     assert sensor.foreign(8.0) == 0.0
@@ -260,11 +279,14 @@ def test_a_step_cut_short_leaves_the_core_and_the_next_ones_are_as_any(monkeypat
     monkeypatch.setattr("granville_llama.threads.SHORTEST_SAMPLE_S", 0.0)
     monkeypatch.setattr("granville_llama.threads.CUT_S", 0.0)
     monkeypatch.setattr(CpuSensor, "foreign", lambda sensor, now: 1.0)
+    peeks = iter([0.1, 0.2, 1.0])
+    monkeypatch.setattr(CpuSensor, "peek", lambda sensor, now: next(peeks))
     over = threading.Event()
     crew = Crew(2, lambda threads: None, pinned=False, interrupt=over.set)
     assert crew.before() == 2
     crew.guard(0.0001)
     assert over.wait(10)
+    assert next(peeks, None) is None, "as long as nobody disturbs it, it goes on"
     assert not crew.after(None, 0.0001)
     assert crew.threads == 1
     for _ in range(50):
@@ -287,6 +309,7 @@ def test_a_step_that_takes_far_too_long_is_cut_short_and_at_last_let_go_on(
     monkeypatch.setattr("granville_llama.pacing.Pacer.expect_decode", lambda pacer, streams, work: 1e-6)
     monkeypatch.setattr("granville_llama.pacing.Pacer.expect_prefill", lambda pacer, tokens, work: 1e-6)
     monkeypatch.setattr(CpuSensor, "foreign", lambda sensor, now: 0.0)
+    monkeypatch.setattr(CpuSensor, "peek", lambda sensor, now: 1.0)
     codes: list[Decoded] = []
     decode = Context.decode
 

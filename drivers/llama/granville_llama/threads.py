@@ -27,6 +27,8 @@ LONGEST_PAUSE_S = 0.5
 """Between two steps; after a longer one the time before it says nothing about now."""
 TOLERATED = 0.35
 """Of a core, used by others, beside which a thread is still worth having."""
+TOLERATED_AT_FIRST = 1.2
+"""The same when a model has been idle: one program that was busy just then is likely the client that woke it."""
 FREE_AGAIN = 0.2
 """Of a core, below which it is taken back."""
 LEVEL_WEIGHT = 0.5
@@ -40,8 +42,10 @@ SLOW_S = 0.015
 """A step is slow that took so many times, and so much, longer than expected."""
 CUT = 4.0
 CUT_S = 0.25
-"""A step is cut short, and computed again, that takes so many times and so much longer than expected: beside a program
-with two busy threads one was seen to take 13 seconds."""
+"""A step is cut short, and computed again, that takes so many times and so much longer than expected while others use
+cores: beside a program with two busy threads one was seen to take 13 seconds."""
+CUT_UNKNOWN_S = 1.0
+"""The same for a step of which nothing is known yet."""
 MOST_PATIENCE = 256.0
 """How many times as much a step may get after others were cut short, so that at last one comes to its end."""
 PROBE_S = 2.0
@@ -99,9 +103,16 @@ class ThreadGovernor:
         self.probing = self.threads < self._most and now >= self._probe_at and bearable
         return self.threads + self.probing
 
-    def pause(self) -> None:
-        """Nothing ran for a while: what was seen before is not now."""
+    def begin(self, foreign: float | None) -> None:
+        """Nothing ran for a while, in which others used `foreign` cores: what was seen before is not now."""
         self._level = self._free_since = None
+        if foreign is not None:
+            self.threads = min(self.threads, self._fit(foreign, TOLERATED_AT_FIRST))
+
+    @property
+    def crowded(self) -> bool:
+        """Others have cores that the threads would need: steps take longer than they should."""
+        return self._level is not None and not self._gives_way and self._fit(self._level, TOLERATED) < self.threads
 
     def probed(self, now: float, seconds: float | None, expected: float) -> None:
         """The step with one thread more took `seconds`, None: it was cut short. One without it is expected to take
@@ -163,16 +174,22 @@ class CpuSensor:
         self.cpus = len(self._names)
         self._before: tuple[float, float, float] | None = None
 
-    def begin(self, now: float) -> None:
-        """Measure from here."""
-        self._before = self._read(now)
-
     def foreign(self, now: float) -> float | None:
-        """Cores used by others since the last call, or `begin`. None: no telling."""
+        """Cores used by others since the last call. None: no telling."""
         before, self._before = self._before, self._read(now)
-        if before is None or self._before is None or now <= before[0]:
+        return self._between(before, self._before)
+
+    def peek(self, now: float) -> float | None:
+        """The same, from any thread, without ending the time that the next call tells of."""
+        return self._between(self._before, self._read(now))
+
+    @staticmethod
+    def _between(
+        before: tuple[float, float, float] | None, after: tuple[float, float, float] | None
+    ) -> float | None:  # fmt: skip
+        if before is None or after is None or after[0] <= before[0]:
             return None
-        seconds, busy, own = (new - old for new, old in zip(self._before, before, strict=True))
+        seconds, busy, own = (new - old for new, old in zip(after, before, strict=True))
         return max(0.0, busy - own) / seconds
 
     def _read(self, now: float) -> tuple[float, float, float] | None:
@@ -192,8 +209,11 @@ class CpuSensor:
 class Fuse:
     """Ends a step that takes far too long, from a thread of its own, which sleeps until a step's time is up."""
 
-    def __init__(self, blow: Callable[[], None]) -> None:
+    def __init__(self, blow: Callable[[], None], is_needed: Callable[[], bool]) -> None:
+        """`is_needed` is asked when the time is up; if not, the step gets the same time again."""
         self._blow = blow
+        self._is_needed = is_needed
+        self._seconds = 0.0
         self._until: float | None = None
         self._blown = False
         self._idle = False
@@ -203,6 +223,7 @@ class Fuse:
 
     def arm(self, seconds: float) -> None:
         self._blown = False
+        self._seconds = seconds
         self._until = time.monotonic() + seconds
         if self._thread is None:
             self._thread = threading.Thread(target=self._watch, name="granville-llama-fuse", daemon=True)
@@ -231,7 +252,10 @@ class Fuse:
             elif until > time.monotonic():
                 self._idle = False
                 self._wake.wait(until - time.monotonic())
-            else:
+            elif not self._is_needed():
+                if self._until == until:  # still the same step
+                    self._until = time.monotonic() + self._seconds
+            elif self._until == until:
                 self._until, self._blown = None, True
                 self._blow()
             self._wake.clear()
@@ -247,7 +271,7 @@ class Crew:
         """`set_threads` tells the backend, between steps; `interrupt` ends a step, from any thread, which is then
         computed again. `pinned` keeps the number, and ends no step."""
         self._set_threads = set_threads
-        self._fuse = None if interrupt is None else Fuse(interrupt)
+        self._fuse = None if interrupt is None else Fuse(interrupt, self._is_disturbed)
         self._patience = 1.0
         """Grows with steps cut short one after another."""
         self._threads = most
@@ -259,6 +283,7 @@ class Crew:
         self._ended_at = -LONGEST_PAUSE_S
         self._sampled_at = 0.0
         _crews.add(self)
+        self._sensor.foreign(time.monotonic())
 
     @property
     def threads(self) -> int:
@@ -272,8 +297,7 @@ class Crew:
             return self._threads
         now = time.monotonic()
         if now - self._ended_at >= LONGEST_PAUSE_S:
-            governor.pause()
-            self._sensor.begin(now)
+            governor.begin(self._sensor.foreign(now))
             self._sampled_at = now
         threads = governor.before(now)
         if threads != self._threads:
@@ -282,9 +306,11 @@ class Crew:
         return governor.threads
 
     def guard(self, expected: float) -> None:
-        """The step is interrupted if it takes far longer than this; call `after` when it is over."""
-        if self._fuse and self._governor and self._threads > 1 and expected:
-            self._fuse.arm(self._patience * max(CUT * expected, expected + CUT_S))
+        """The step, expected to take so long (0: not known), is interrupted if it takes far longer and others have the
+        cores; call `after` when it is over."""
+        if self._fuse and self._governor and self._threads > 1:
+            limit = max(CUT * expected, expected + CUT_S) if expected else CUT_UNKNOWN_S
+            self._fuse.arm(self._patience * limit)
 
     def after(self, seconds: float | None, expected: float) -> bool:
         """The step took `seconds`, None: it was interrupted; `expected` is what it takes with what `before` said, 0:
@@ -307,7 +333,11 @@ class Crew:
             return seconds is not None
         governor.seen(now, self._sensor.foreign(now), slow=slow)
         self._sampled_at = now
-        return seconds is not None and governor.threads >= self._threads
+        return seconds is not None and governor.threads >= self._threads and not governor.crowded
+
+    def _is_disturbed(self) -> bool:
+        foreign = self._sensor.peek(time.monotonic())
+        return foreign is None or foreign > TOLERATED
 
     def close(self) -> None:
         if self._fuse:

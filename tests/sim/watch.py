@@ -1,0 +1,234 @@
+"""What must hold of the kernel all along: asked at each decision that it makes, at quiet moments, and at the end."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import cycle
+from typing import Any
+from unittest.mock import patch
+
+import trio
+
+from granville.errors import DeadlineExceeded, Internal, QueueFull
+from granville.hosting.interface import Embed, Generate, Message, Rerank, Score, Task
+from granville.nursery.desk import Desk
+from granville.nursery.inference import MAX_PARKS, Inference
+from granville.scheduling.job import Job
+from granville.scheduling.memory import KEEPS_STATES
+from granville.testing.fake import READERS, FakeDriver, FakeModel
+from granville.wire.messages import Result
+from tests.sim.scenario import Scenario
+
+
+class Watch:
+    def __init__(self, scenario: Scenario, desk: Desk) -> None:
+        self.scenario = scenario
+        self.desk = desk
+        self.accepted: dict[str, list[Job]] = defaultdict(list)
+        """By the id of the request."""
+        self._jobs: dict[int, Job] = {}
+        self._turns: dict[str, list[Job]] = defaultdict(list)
+        """Of each session, in order of arrival."""
+        self._prompts: dict[int, int] = {}
+        """Words that the model was given for a job, at last."""
+        self._rotation: dict[str, Iterator[str]] = {}
+        for name in ("accept", "end", "put_back"):
+            setattr(desk, name, getattr(self, f"_{name}")(getattr(desk, name)))
+
+    @contextmanager
+    def looking(self) -> Iterator[None]:
+        """Also at what models are given."""
+        start, watch = Inference.start, self
+
+        def started(inference: Inference, job: Job) -> None:
+            if inference._desk is watch.desk:
+                watch._starts(inference, job)
+            start(inference, job)
+
+        with patch.object(Inference, "start", started):
+            yield
+
+    def _accept(self, accept: Any) -> Any:
+        def checked(request: Any, *rest: Any) -> Job:
+            desk = self.desk
+            waiting = self._never_started()
+            known = desk.sessions.known(request.session_id)
+            try:
+                job: Job = accept(request, *rest)
+            except QueueFull as error:
+                if error.message.startswith("the queue is full"):
+                    assert waiting == desk.backlog.limit, f"refused with {waiting} waiting"
+                raise
+            assert waiting < desk.backlog.limit, f"accepted with {waiting} waiting"
+            self.accepted[job.id].append(job)
+            self._jobs[job.arrival] = job
+            if request.session_id is not None:
+                self._turns[request.session_id].append(job)
+            if self.scenario.healthy and desk.config.strategy == "round-robin" and request.model_id is None:
+                if known is None:
+                    assert job.bound_to == self._next(request.model_type), "out of turn"
+                elif known.model_id is not None:
+                    assert job.bound_to == known.model_id, "not where its session is"
+            return job
+
+        return checked
+
+    def _next(self, type: str) -> str:
+        if type not in self._rotation:
+            self._rotation[type] = cycle([entry.id for entry in self.desk.roster if entry.type == type])
+        return next(self._rotation[type])
+
+    def _end(self, end: Any) -> Any:
+        def checked(job: Job, outcome: Any) -> None:
+            if job.outcome is None:
+                assert not isinstance(outcome, Internal), outcome.message
+                if isinstance(outcome, DeadlineExceeded):
+                    assert trio.current_time() >= job.deadline
+                if isinstance(outcome, Result):
+                    assert outcome.usage.prompt_tokens == self._prompts[job.arrival]
+            end(job, outcome)
+            assert job.outcome is not None
+            assert job not in self.desk.backlog
+
+        return checked
+
+    def _put_back(self, put_back: Any) -> Any:
+        def checked(job: Job) -> None:
+            put_back(job)
+            assert job.parks <= MAX_PARKS
+
+        return checked
+
+    def _starts(self, inference: Inference, job: Job) -> None:
+        """It goes where nobody has more room."""
+        assert job.outcome is None
+        assert job.lane in inference.entry.lanes
+        if job.lane[0] == "type":
+            free = max(entry.free for entry in self.desk.roster if job.lane in entry.lanes)
+            assert max(inference.entry.free, 0) == max(free, 0), "another model has more room"
+
+    def given(self, task: Task, *, messages: bool) -> None:
+        """A model gets a task."""
+        if isinstance(task, Score):
+            return
+        job = self._jobs[int(task.id)]
+        request = job.request
+        if isinstance(task, Embed | Rerank):
+            texts = task.texts if isinstance(task, Embed) else (task.query, *task.documents)
+            self._prompts[job.arrival] = sum(len(text.split()) for text in texts)
+            return
+        assert isinstance(task, Generate)
+        assert messages or (request.messages is None and request.session_id is None), "the model cannot do this"
+        expected = self._conversation(job)
+        assert [(said.role, said.content) for said in task.messages] == expected
+        for said in task.messages:
+            words = len(said.content.split())
+            assert said.token_ids in ((), tuple(range(words))) and (said.role == "assistant" or not said.token_ids)
+        self._prompts[job.arrival] = sum(len(content.split()) for _, content in expected)
+
+    def _conversation(self, job: Job) -> list[tuple[str, str]]:
+        """The turns of its session that came before it and ended well, then its own."""
+        history: list[tuple[str, str]] = []
+        id = job.request.session_id
+        for turn in self._turns[id] if id is not None else [job]:
+            request = turn.request
+            if request.messages is not None:
+                read = [(message.role, message.content) for message in request.messages]
+            else:
+                read = [*([] if request.reset_cache else history), ("user", request.text or "")]
+            if turn is job:
+                return read
+            assert turn.outcome is not None or job.outcome is not None, "two turns of a session at once"
+            if isinstance(turn.outcome, Result):
+                history = [*read, ("assistant", turn.outcome.text)]
+        raise AssertionError("a turn that never came")
+
+    def _never_started(self) -> int:
+        """Waiting jobs that -q bounds, counted one by one."""
+        return sum(
+            job.state == "waiting" and not job.parks and not job.losses and job.outcome is None
+            for job in self.desk.admission.jobs()
+        )
+
+    def check_quiet(self) -> None:
+        """At a moment when nothing is about to happen but the end of a step."""
+        desk, now = self.desk, trio.current_time()
+        status = desk.status()
+        assert sum(status["queue"]["by_class"].values()) == len(desk.backlog)
+        for job in desk.admission.jobs():
+            assert job.outcome is not None or now <= job.deadline, "over its deadline"
+            assert (job in desk.backlog) == (job.outcome is None and job.state in ("waiting", "parked"))
+        held = desk.admission.held
+        assert held.total_bytes <= held.budget.request_bytes_limit
+        for id, turns in self._turns.items():
+            at_work = [turn for turn in turns if turn.state in ("running", "parked")]
+            assert len(at_work) <= 1, f"turns of {id} at once"
+        for job, place in desk.backlog._places.items():
+            if not place.held:
+                for model in desk.models:
+                    self._check_waits_rightly(job, model)
+
+    def _check_waits_rightly(self, job: Job, model: Inference) -> None:
+        entry = model.entry
+        if job.lane not in entry.lanes or (entry.state != "ready" and not entry.drains):
+            return
+        assert entry.free <= 0, f"job {job.id} waits beside a free slot of {entry.id}"
+        if "park" not in entry.features or not self.desk.may_park(model) or self.scenario.spare_bytes is not None:
+            return
+        for key, running in model._jobs.items():
+            may_be_parked = (
+                running.parks < MAX_PARKS and key not in model._leaving and running.request.model_type in KEEPS_STATES
+            )
+            assert not may_be_parked or running.urgency <= job.urgency, f"{job.id} waits behind {running.id}"
+
+    def check_rest(self) -> None:
+        """Everything is over: nothing is left of it."""
+        desk, counters = self.desk, self.desk.counters
+        backlog, admission = desk.backlog, desk.admission
+        assert counters.accepted == len(self._jobs)
+        ended = counters.finished + counters.failed + counters.cancelled + counters.expired
+        assert counters.accepted == ended
+        assert (len(admission), admission.held.total_bytes, admission._sizes) == (0, 0, {})
+        assert (len(backlog), backlog._returned, dict(backlog._lanes), backlog._eligible) == (0, 0, {}, {})
+        assert not any(backlog.counts().values())
+        assert not any(queue._flows or queue._lanes for queue in backlog._queues.values())
+        assert not any(backlog._order.values())
+        assert not desk.sessions._live
+        assert desk.rescue._on_trial is None and not desk.rescue._suspects
+        assert not desk.ranking._waiting
+        assert desk._undecided == 0 and desk.cork._depth == 0
+        assert desk.counters.senders == 0
+        for model in desk.models:
+            if model.stalled_s() <= desk.config.stall_s:
+                self._check_model_rests(model)
+
+    def _check_model_rests(self, model: Inference) -> None:
+        id = model.entry.id
+        assert not model.entry.running, f"slots of {id} leak"
+        assert not model._jobs and not model._parked, id
+        assert not model._leaving, f"{id} {model._leaving} {model.entry.state}"
+        assert not model._scores._questions, id
+        fake = getattr(model._stepper, "_model", None)
+        if fake is not None and model.entry.state == "ready":
+            assert not fake._running and not fake._parked and not fake._questions, id
+            if model.entry.type not in READERS:
+                share, step = self.desk.cache_share(), self.desk.budget.kv_ram_bytes // 16
+                assert abs(fake.cache_limit - share) <= step, f"{id} keeps {fake.cache_limit}, its share is {share}"
+
+
+class WatchedModel(FakeModel):
+    watch: Watch
+    chats: bool
+
+    def submit(self, request: Task) -> None:
+        self.watch.given(request, messages=self.chats)
+        super().submit(request)
+
+    def resume(self, id: str) -> None:
+        assert len(self._running) < self.slots, "more jobs than slots"
+        super().resume(id)
+
+
+__all__ = ["FakeDriver", "Message", "Watch", "WatchedModel"]
