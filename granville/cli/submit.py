@@ -40,6 +40,12 @@ def submit(
     *,
     socket: Socket = DEFAULT_ADDRESS,
     priority: Annotated[Priority | None, Parameter(help="Who goes first; normal unless given.")] = None,
+    ranked: Annotated[
+        bool,
+        Parameter(
+            negative=(), show_default=False, help="Without --priority: the daemon judges how urgent the text is."
+        ),
+    ] = False,
     stream: Annotated[bool, Parameter(negative=(), show_default=False, help="Print the answer as it is made.")] = False,
     session: Annotated[
         str | None, Parameter(help="Go on with the conversation of this name, kept by the daemon.")
@@ -84,6 +90,7 @@ def submit(
     request = make_request(
         text=text,
         priority=priority,
+        ranked=ranked,
         stream=stream,
         session_id=session,
         model_id=model,

@@ -15,7 +15,7 @@ import trio
 
 from granville import __version__
 from granville.config import ServeConfig
-from granville.errors import Cancelled, DeadlineExceeded, GranvilleError, ShuttingDown
+from granville.errors import Cancelled, DeadlineExceeded, GranvilleError, NoModel, ShuttingDown
 from granville.nursery.channel import Channel
 from granville.nursery.inference import Inference
 from granville.nursery.outbox import Cork
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from granville.nursery.pool import Pool
 
 log = logging.getLogger(__name__)
+
+
+JOB_COUNTERS = ("accepted", "finished", "failed", "cancelled", "expired", "rejected", "preemptions")
 
 
 @dataclass(slots=True)
@@ -129,11 +132,19 @@ class Desk:
         answer = Turn("assistant", spoken(outcome), tuple(job.token_ids)) if isinstance(outcome, Result) else None
         next_turn = self.sessions.leave(job, answer)
         if next_turn is not None:
-            self.admission.follow_session(next_turn)
-            self.channel.release(next_turn)
-            self.channel.dispatch()
+            self._give_floor(next_turn)
         self.rescue.ended(job)
         self._note_progress()
+
+    def _give_floor(self, job: Job) -> None:
+        """Its session's next turn may run, unless no model is left that could take it."""
+        try:
+            self.admission.follow_session(job)
+        except GranvilleError as error:
+            self.end(job, NoModel(error.message))
+            return
+        self.channel.release(job)
+        self.channel.dispatch()
 
     def put_back(self, job: Job) -> None:
         """A running job has been parked: it waits for a slot of the model that has its state."""
@@ -168,8 +179,7 @@ class Desk:
         if job.outcome is not None:
             return
         waited = trio.current_time() - job.accepted_at
-        doing = "waiting" if job.started_at is None else "running"
-        self.end(job, DeadlineExceeded(f"the deadline passed after {waited:.1f} s, while the job was {doing}"))
+        self.end(job, DeadlineExceeded(f"the deadline passed after {waited:.1f} s, while the job was {job.state}"))
 
     def cancel(self, id: str) -> dict[str, Any]:
         job = self.admission.find(id)
@@ -183,7 +193,10 @@ class Desk:
         self.admission.closed = True
         if not finish_waiting:
             self.channel.pause()
-            for job in [job for job in self.backlog.waiting() if job.state != "parked"]:
+            waiting = [job for job in self.backlog.waiting() if job.state != "parked"]
+            for job in waiting:  # all of them first: the end of one may be another's turn
+                self.channel.withdraw(job)
+            for job in waiting:
                 self.end(job, ShuttingDown("the daemon is shutting down; this job had not started"))
         self._note_progress()
 
@@ -245,7 +258,7 @@ class Desk:
                 "running": sum(job.state == "running" for job in jobs),
                 "parked": parked,
                 "delivering": sum(job.state == "delivering" for job in jobs),
-                **{k: counters[k] for k in ("accepted", "finished", "failed", "cancelled", "expired", "rejected", "preemptions")},
+                **{name: counters[name] for name in JOB_COUNTERS},
             },
             "sessions": len(self.sessions),
             "ranking": self.ranking.status(),

@@ -187,6 +187,7 @@ class Inference:
         )
         if entry.serves:  # it may have been unloaded meanwhile
             entry.state = "ready"
+            self._desk.rescue.joined(entry)
         if self._desk.pool is not None:
             self._desk.pool.loaded(entry)
         self._desk.ranking.model_ready(self)

@@ -230,7 +230,8 @@ class Pool:
         """Raises DoesNotFit, and then nothing has changed."""
         entry = plan.entry
         if plan.need is not None:
-            self._desk.budget.reserve(entry.id, f"{entry.path} ({entry.id})", plan.need)
+            held = self._desk.admission.held.total_bytes
+            self._desk.budget.reserve(entry.id, f"{entry.path} ({entry.id})", plan.need, held)
         inference = Inference(entry, self._desk, plan.make_stepper, persistent=persistent)
         member = self._members[entry.id] = _Member(plan, inference)
         self._desk.roster.add(entry)

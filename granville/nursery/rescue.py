@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from granville.errors import DriverFailed, GranvilleError, NoModel
 from granville.scheduling.job import Job
+from granville.scheduling.roster import ModelEntry
 from granville.scheduling.routing import can_ever_run
 
 if TYPE_CHECKING:
@@ -34,10 +35,8 @@ class Rescue:
             again = ", for the second time" if job.losses >= MAX_LOSSES else ""
             self._desk.end(job, DriverFailed(f"the driver failed while this job was running{again}: {error}"))
             return
-        lost_on = job.model_id
+        job.bound_to = job.model_id
         _begin_anew(job)
-        if lost_on is not None and lost_on in self._desk.roster and self._desk.roster[lost_on].serves:
-            job.bound_to = lost_on
         self._desk.backlog.put_back(job, held=self._on_trial is not None)
         if self._on_trial is None:
             self._on_trial = job
@@ -66,13 +65,25 @@ class Rescue:
         """Find another place for what waits for a model that has failed or is unloaded; tell whoever has none: those
         that named a model which will not come back, and those that no model left can serve."""
         for job in self._desk.backlog.waiting():
-            if job.state == "parked":
-                continue  # it has begun, and ends there
+            if job not in self._desk.backlog or job.state == "parked":
+                continue  # by what became of another; or it has begun, and ends there
             if not can_ever_run(self._desk.roster, job.request):
                 self._desk.end(job, NoModel("the model that this job waited for has been unloaded"))
             elif job.request.model_id is None and job.bound_to == model_id and not (keep_suspects and job.losses):
                 self._rebind(job, model_id)
         self._desk.channel.dispatch()
+
+    def joined(self, entry: ModelEntry) -> None:
+        """A model has been loaded, and now it is known what it can do: whatever waits for it and is beyond it goes to
+        another, or is told."""
+        for job in self._desk.backlog.waiting():
+            if job not in self._desk.backlog or job.state == "parked" or job.lane not in entry.lanes:
+                continue
+            try:
+                if entry not in self._desk.roster.able(job.request):
+                    self._desk.backlog.rebind(job, self._desk.admission.router.choose(job.request))
+            except GranvilleError as error:
+                self._desk.end(job, error)
 
     def _rebind(self, job: Job, model_id: str) -> None:
         roster = self._desk.roster

@@ -134,7 +134,7 @@ class Admission:
             cost=estimated_cost(size, request.max_tokens),
             priority=Priority.of(request.priority),
             delivery=delivery,
-            bound_to=self._binding(request),
+            bound_to=None if self.sessions.at_work(request.session_id) else self._binding(request),
         )
         if not len(self.backlog):
             self.rate.was_empty()
@@ -154,21 +154,18 @@ class Admission:
             self.backlog.lend(earlier, job.urgency)
 
     def follow_session(self, job: Job) -> None:
-        """A waiting turn whose session has spoken with a model since it came: it goes there."""
-        if job.request.model_id is None:
-            target = self._binding(job.request)
-            if target != job.bound_to and job in self.backlog:
-                self.backlog.rebind(job, target)
+        """A waiting turn, bound to no model so far, has its session's floor. Raises what Roster.able raises."""
+        if job in self.backlog:
+            self.backlog.rebind(job, self._binding(job.request))
 
     def _binding(self, request: Request) -> str | None:
         """The model that holds the request's session, while it is there, or else what the router chooses."""
         known = self.sessions.known(request.session_id)
-        if known is None or request.model_id is not None:
-            return self.router.choose(request)
-        if known.model_id is None:  # its first turn is still here, and decides
-            return None
-        holder = self.roster[known.model_id] if known.model_id in self.roster else None
-        return holder.id if holder is not None and holder in self.roster.able(request) else self.router.choose(request)
+        if request.model_id is None and known is not None and known.model_id and known.model_id in self.roster:
+            holder = self.roster[known.model_id]
+            if holder in self.roster.able(request):
+                return holder.id
+        return self.router.choose(request)
 
     def forget(self, job: Job) -> None:
         """The job's terminal message has been delivered, or its reader is gone: its id is free again."""

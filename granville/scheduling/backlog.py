@@ -128,8 +128,8 @@ class Backlog:
         return None
 
     def take_more_urgent(self, lanes: Iterable[Lane], than: Priority) -> Job | None:
-        """Remove and return the job of the highest class that came first, if that class is higher than `than`. A class by
-        age does not count."""
+        """Remove and return the job of the highest class that came first, if that class is higher than `than`. A
+        class by age does not count."""
         wanted = tuple(lanes)
         for urgency in range(than):
             firsts = [jobs.peekitem(0) for lane in wanted if (jobs := self._eligible.get((lane, urgency)))]

@@ -72,13 +72,14 @@ class MemoryBudget:
         """How much held requests may take when every cached state has gone."""
         return float("inf") if self.limit_bytes is None else max(0, self.limit_bytes - self.fixed_bytes)
 
-    def reserve(self, id: str, what: str, need: ModelMemory) -> None:
-        """Take the memory of a model, called `what`, out of the budget. Raises DoesNotFit, with the figures and what
-        would fit; then nothing has changed."""
+    def reserve(self, id: str, what: str, need: ModelMemory, held_bytes: int = 0) -> None:
+        """Take the memory of a model, called `what`, out of the budget, while requests of so many bytes are held.
+        Raises DoesNotFit, with the figures and what would fit; then nothing has changed."""
         if self.limit_bytes is not None:
-            left = self.limit_bytes - self.fixed_bytes - self.kv_ram_bytes - REQUEST_FLOOR_BYTES
+            requests = max(REQUEST_FLOOR_BYTES, held_bytes - self.kv_ram_bytes)  # cached states go for them first
+            left = self.limit_bytes - self.fixed_bytes - self.kv_ram_bytes - requests
             if need.total_bytes > left:
-                raise DoesNotFit(self._refusal(what, need, left))
+                raise DoesNotFit(self._refusal(what, need, left, requests))
         self._models[id] = need
 
     def correct(self, id: str, loaded_bytes: int) -> None:
@@ -101,13 +102,13 @@ class MemoryBudget:
         """A number that changes when `cache_allowance` has changed by enough to tell the models."""
         return 0 if not self.kv_ram_bytes else self.cache_allowance(held_bytes) * STEPS // self.kv_ram_bytes
 
-    def _refusal(self, what: str, need: ModelMemory, left: int) -> str:
+    def _refusal(self, what: str, need: ModelMemory, left: int, requests: int) -> str:
         assert self.limit_bytes is not None
         others = sum(model.total_bytes for model in self._models.values())
         parts = [
             f"{size(DAEMON_BYTES)} for the daemon",
             f"{size(self.kv_ram_bytes)} for cached states (--kv-ram)",
-            f"{size(REQUEST_FLOOR_BYTES)} for requests",
+            f"{size(requests)} for requests",
             *([f"{size(others)} for other models"] if others else []),
         ]
         return (

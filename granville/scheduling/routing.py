@@ -42,10 +42,12 @@ class Router:
         return gone if gone in self.roster and self.roster[gone].serves else self._any(able, job.request)
 
     def _any(self, able: list[ModelEntry], request: Request) -> str | None:
-        """None when every model of the type will do, else the least busy of those that will."""
+        """None when every model of the type will do, else the least busy of those that will, one that is known to if
+        there is any."""
         if all(entry in able for entry in self.roster if entry.type == request.model_type and entry.serves):
             return None
-        return max(able, key=lambda entry: (entry.state == "ready", entry.slots - len(entry.running))).id
+        best = max(able, key=lambda entry: (entry.state == "ready", entry.slots > 0, entry.slots - len(entry.running)))
+        return best.id
 
     def _next(self, type: str, ready: list[ModelEntry]) -> str:
         """The first ready model after the one that had the last turn, in the order in which they were given."""

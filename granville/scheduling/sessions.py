@@ -91,12 +91,16 @@ class Sessions:
         return len(self._transcripts)
 
     def known(self, id: str | None) -> Transcript | None:
-        """What is known of a session before a new turn of it, None of one that is new. A session whose first turn is
-        still here has an empty transcript."""
+        """What is known of a session between two turns, None of one that is new. A session whose first turn is still
+        here has an empty transcript."""
         if id is None:
             return None
         session = self._live.get(id)
         return session.transcript if session is not None else self._transcripts.load(id)
+
+    def at_work(self, id: str | None) -> bool:
+        """Whether a turn of the session is here, so that a new one has to wait."""
+        return id in self._live
 
     def arrive(self, job: Job) -> list[Job]:
         """Take note of a new job. The turns of its session that have to end before it may run, none most often."""

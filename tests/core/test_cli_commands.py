@@ -192,6 +192,11 @@ def test_submit_leaves_to_the_daemon_what_was_not_asked(daemon: Daemon, capsys: 
     assert daemon.requests[0].keys() == {"id", "text", "callback"}
 
 
+def test_submit_can_have_its_text_ranked(daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["submit", "hi", "-s", daemon.path, "--ranked"]) == 0
+    assert daemon.requests[0]["ranked"] is True
+
+
 def test_submit_streams(daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["submit", "hi", "-s", daemon.path, "--stream"]) == 0
     assert capsys.readouterr().out == "you said hi\n"

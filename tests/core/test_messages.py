@@ -90,12 +90,12 @@ tool = st.fixed_dictionaries({
     "description": st.text(),
     "parameters": objects.map(lambda schema: schema | {"type": "object"}),
 })  # fmt: skip
-forms = st.one_of(
+forms: st.SearchStrategy[dict[str, Any]] = st.one_of(
     st.fixed_dictionaries({}),
     st.fixed_dictionaries({"grammar": st.text(min_size=1).filter(str.strip)}),
     st.fixed_dictionaries({"json_schema": objects | st.just(True) | objects.map(json.dumps)}),
     st.fixed_dictionaries(
-        {"tools": st.lists(tool, min_size=1, max_size=2, unique_by=lambda tool: tool["name"])},
+        {"tools": st.lists(tool, min_size=1, max_size=2, unique_by=lambda tool: str(tool["name"]))},
         optional={"tool_choice": st.sampled_from([None, "auto", "none", "required"])},
     ),
 )

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
 import pytest
-from granville_llama.binding import Context, Decoded, State
+from granville_llama import LlamaDriver
+from granville_llama.binding import Context, Decoded
 from granville_llama.engine import LlamaModel
-from granville_llama.kv import Worker
+from granville_llama.kvdisk import Worker
+from granville_llama.kvfiles import KvFiles
 
-from granville.hosting.interface import Finished, Generate, Message, Sampling
+from granville.hosting.interface import Finished, Generate, Message, ModelSpec, Sampling
 from tests.drivers.llama_jobs import GREEDY, Answer, Answers, job, load, load_with_cache, run
 
 SEA = "the sea is wide and the ship is old " * 6
@@ -49,10 +51,10 @@ def fresh(noise: Path, each: Generate) -> list[int]:
     return said
 
 
-def undisturbed(noise: Path, history: list[Message], text: str, second: Generate) -> list[int]:
+def undisturbed(noise: Path, history: list[Message], text: str, second: Generate, max_tokens: int = 6) -> list[int]:
     """What the second turn of a conversation says that nothing has come between."""
     model = cast(LlamaModel, load(noise, context_size=512))
-    talk(model, history, text)
+    talk(model, history, text, max_tokens=max_tokens)
     said = run(model, second)[second.id].tokens
     model.close()
     return said
@@ -122,6 +124,7 @@ def test_an_urgent_job_lends_its_urgency_to_whom_it_waits_for(model: LlamaModel)
         answers.take(model.step(0.0))
     assert answers["urgent"].cached_tokens > len(SEA)
     assert len(answers.get("stream", Answer()).tokens) <= 3, "nothing was throttled for it"
+    assert model._jobs["slow"].urgency == 3, "nobody waits for it any more"
     for id in ("stream", "slow"):
         model.cancel(id)
 
@@ -225,12 +228,17 @@ def test_cancel_and_park_while_a_state_comes_from_disk(
     expected = undisturbed(noise, [], SEA, turn("next", history, "two", 12))
 
     do = Worker.do
-    slow: list[Future[State | None]] = []
+    held: list[Callable[[], object]] = []
 
-    def held_back(worker: Worker, work: object, then: object) -> object:
+    def held_back(worker: Worker, work: Callable[[], object], then: Callable[[object], None]) -> Future[object]:
         """Reads come when they are let."""
-        future: Future[State | None] = Future()
-        slow.append(future)
+        future: Future[object] = Future()
+
+        def arrived(result: object) -> None:
+            then(result)
+            future.set_result(result)
+
+        held.append(lambda: do(worker, work, arrived))
         return future
 
     model = start()
@@ -239,12 +247,15 @@ def test_cancel_and_park_while_a_state_comes_from_disk(
         model.submit(turn("next", history, "two", 12))
         assert model.step(None) == []
         act("next")
+    assert len(held) == 1, "both wait for the same"
     monkeypatch.setattr(Worker, "do", do)
     model.submit(job("other", "hello", 3))
     answers = Answers()
     while not answers.ended("other"):
         answers.take(model.step(None))
     model.resume("next")
+    assert model.step(None) == []
+    held.pop()()
     while not answers.ended("next"):
         answers.take(model.step(None))
     assert (answers["next"].tokens, answers["next"].cached_tokens) == (expected, sum(usage(answer)) - 1)
@@ -280,3 +291,82 @@ def test_a_lower_limit_gives_memory_back_at_once(model: LlamaModel) -> None:
     assert int(model.stats()["kv_ram_bytes"]) <= 50_000
     model.limit_cache(0)
     assert model.stats()["kv_ram_bytes"] == 0
+
+
+def test_a_session_goes_on_from_its_own_words_when_another_read_them_as_a_prompt(
+    model: LlamaModel, noise: Path
+) -> None:
+    answer, history = talk(model, [], "tell me of the sea", max_tokens=40)
+    held = sum(usage(answer)) - 1
+    following = [*history, Message("user", SEA)]
+    run(model, Generate("other", tuple(following), 2, GREEDY))
+    second = Generate("second", (*following,), 12, GREEDY, session="talk")
+    said = run(model, second)["second"]
+    assert said.cached_tokens == held
+    assert said.tokens == undisturbed(noise, [], "tell me of the sea", second, max_tokens=40)
+
+
+def test_what_a_session_forgot_does_not_come_back_from_a_slot(model: LlamaModel) -> None:
+    _, history = talk(model, [], "tell me of the sea", max_tokens=40)
+    talk(model, [], "no, of the mountains", reset_cache=True)
+    again, _ = talk(model, history, "go on")
+    assert again.cached_tokens < len("tell me of the sea") + 25, "its own words are read as anyone's"
+
+
+def test_a_state_is_taken_before_what_its_slot_holds_is_saved_in_its_place(noise: Path) -> None:
+    model = cast(LlamaModel, load(noise, slots=1, context_size=512))
+    run(model, job("first", SEA, 1))
+    run(model, job("longer", f"or {SEA}{SEA[:100]}", 1))
+    size = int(model.stats()["kv_ram_bytes"])
+    assert size > 0
+    model.limit_cache(2 * size)
+    again = run(model, job("again", f"{SEA} again", 1))["again"]
+    assert again.cached_tokens > len(SEA) - 20
+    assert model.stats()["kv_states"] == 1
+    model.close()
+
+
+def test_a_state_that_the_backend_refuses_is_not_tried_again(
+    noise: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = cast(LlamaModel, load_with_cache(noise, kv_ram_bytes=0, kv_dir=tmp_path))
+    _, history = talk(model, [], SEA)
+    model.close()
+    model = cast(LlamaModel, load_with_cache(noise, kv_ram_bytes=0, kv_dir=tmp_path))
+    monkeypatch.setattr(Context, "restore", lambda *_: False)
+    said = run(model, turn("next", history, "two", 12))["next"]
+    assert (said.cached_tokens, len(said.tokens)) == (0, 12)
+    assert "refused" in caplog.text
+    model.close()
+
+
+def test_a_smaller_context_than_the_states_on_disk(noise: Path, tmp_path: Path) -> None:
+    model = cast(LlamaModel, load_with_cache(noise, kv_dir=tmp_path))
+    talk(model, [], SEA)
+    talk(model, [], SEA + "and so on and so on " * 6)
+    model.close()
+    small = LlamaDriver().load(
+        ModelSpec(
+            noise, slots=4, context_size=256, threads=1, fingerprint="a file", kv_disk_bytes=1 << 30, kv_dir=tmp_path
+        )
+    )
+    one = job("one", SEA[:200])
+    assert run(small, one)["one"].tokens == fresh(noise, one)
+    small.close()
+
+
+def test_an_error_while_a_state_is_read_costs_no_more_than_the_state(
+    noise: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = cast(LlamaModel, load_with_cache(noise, kv_dir=tmp_path))
+    _, history = talk(model, [], SEA)
+    model.close()
+
+    def broken(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(KvFiles, "read", broken)
+    model = cast(LlamaModel, load_with_cache(noise, kv_dir=tmp_path))
+    said = run(model, turn("next", history, "two", 12))["next"]
+    assert (said.cached_tokens, len(said.tokens)) == (0, 12)
+    model.close()

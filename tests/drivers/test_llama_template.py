@@ -150,3 +150,12 @@ def test_what_is_no_template_is_said_at_load(models: Path) -> None:
     path = tiny_gguf.noise(models / "broken.gguf", template="{% for %}")
     with pytest.raises(DriverError, match="chat template"):
         load(path)
+
+
+def test_who_says_what_the_model_said_is_not_given_its_spelling(weights: Weights) -> None:
+    """A space is a token of its own here, and a byte too."""
+    spelled = (tiny_gguf.token("a"), tiny_gguf.FIRST_BYTE + 32, tiny_gguf.token("b"))
+    plain = tuple(tiny_gguf.tokens("a b"))
+    messages = [Message("user", " a b\n"), Message("assistant", "a b", spelled), Message("user", "a b")]
+    tokens = ChatTemplate(weights, PLAIN).tokens(messages)
+    assert tokens == [BOS, tiny_gguf.SPACE, *plain, *tiny_gguf.tokens("\n"), *spelled, *plain]

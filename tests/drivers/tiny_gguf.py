@@ -69,6 +69,30 @@ def noise(path: Path, seed: int = 0, **options: Unpack[Options]) -> Path:
     return _write(path, embedding, head, _layers(size, 2, random), quantised=True, **options)
 
 
+def recurrent(path: Path, seed: int = 0, **options: Unpack[Options]) -> Path:
+    """As `noise`, but a Mamba: what it has read is one state, of which no part can be forgotten."""
+    size, inner, state, rank, window = 64, 128, 16, 4, 4
+    random = np.random.default_rng(seed)
+    shapes = {
+        "ssm_in": (2 * inner, size), "ssm_conv1d": (inner, window), "ssm_x": (rank + 2 * state, inner),
+        "ssm_dt": (inner, rank), "ssm_out": (size, inner),
+    }  # fmt: skip
+    layers = [
+        {name: (random.normal(size=shape) / shape[1] ** 0.5).astype(np.float32) for name, shape in shapes.items()}
+        | {name: np.zeros(inner, np.float32) for name in ("ssm_conv1d.bias", "ssm_dt.bias")}
+        | {
+            "ssm_a": -np.tile(np.arange(1, state + 1, dtype=np.float32), (inner, 1)),
+            "ssm_d": np.ones(inner, np.float32),
+        }
+        | {"attn_norm": np.ones(size, np.float32)}
+        for _ in range(2)
+    ]
+    embedding, head = (random.normal(size=(VOCABULARY_SIZE, size)).astype(np.float32) for _ in range(2))
+    head[[EOS, IM_END]] = 0
+    options = {"architecture": "mamba", **options}
+    return _write(path, embedding, head, layers, quantised=True, **options)
+
+
 def _layers(size: int, count: int, random: np.random.Generator | None) -> list[dict[str, Array]]:
     """Weights by name; all zero without a generator."""
 
@@ -102,6 +126,11 @@ def _write(
     writer.add_feed_forward_length(size)
     writer.add_head_count(2)
     writer.add_head_count_kv(2)
+    if architecture == "mamba":
+        writer.add_ssm_conv_kernel(4)
+        writer.add_ssm_inner_size(2 * size)
+        writer.add_ssm_state_size(16)
+        writer.add_ssm_time_step_rank(4)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_tokenizer_model("llama")
     bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
@@ -121,10 +150,12 @@ def _write(
         tensors |= {f"blk.{index}.{name}": weights for name, weights in layer.items()}
     q8 = gguf.GGMLQuantizationType.Q8_0
     for name, weights in tensors.items():
-        if quantised and weights.ndim == 2:
-            writer.add_tensor(f"{name}.weight", gguf.quantize(weights, q8), raw_dtype=q8)
+        if not name.endswith((".bias", "ssm_a", "ssm_d")):
+            name += ".weight"
+        if quantised and weights.ndim == 2 and weights.shape[1] % 32 == 0:
+            writer.add_tensor(name, gguf.quantize(weights, q8), raw_dtype=q8)
         else:
-            writer.add_tensor(f"{name}.weight", weights)
+            writer.add_tensor(name, weights)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

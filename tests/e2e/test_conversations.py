@@ -127,7 +127,7 @@ def test_a_critical_job_parks_a_low_one_that_ends_as_if_undisturbed(
         assert expected["usage"]["prompt_tokens"] > tokens * 0.8
         before = preempted.status()["jobs"]["preemptions"]
         client.send({"id": "parked", **low})
-        deltas = []
+        deltas: list[str] = []
         while len(deltas) < 3:
             message = client.receive()
             deltas += [message["delta"]] if "delta" in message else []

@@ -70,6 +70,10 @@ class Reader:
     def expect(self, ask: Ask) -> None:
         self.sent[ask.id].append(ask)
 
+    def may_lose(self, id: str) -> None:
+        self.elsewhere.add(id)
+        self._wake()
+
     def take(self, message: Map) -> None:
         if "rid" in message or "op" in message:
             self.asked -= 1
@@ -88,6 +92,9 @@ class Reader:
         else:
             ask = self.live.pop(message["id"])
             self.world.check_end(ask, message, self._deltas.pop(ask.id, ""), self._streams.pop(ask.id))
+        self._wake()
+
+    def _wake(self) -> None:
         self._changed.set()
         self._changed = trio.Event()
 
@@ -101,9 +108,10 @@ class Reader:
         return not any(self.sent.values()) and not self.asked and not (self.live.keys() - self.elsewhere)
 
     async def all_read(self) -> None:
-        with trio.fail_after(PATIENCE_S):
+        with trio.move_on_after(PATIENCE_S):
             while not self.has_all():
                 await self._changed.wait()
+        assert self.has_all(), f"never answered: {self.live} {dict(self.sent)} {self.asked} operations"
 
 
 class Person:
@@ -139,6 +147,7 @@ class Person:
                     await self.stream.send_eof()
                 await self.reader.all_read()
             nursery.cancel_scope.cancel()
+        self.world.lossy |= self.reader.live.keys()
         self.peer.gone.set()
         await trio.aclose_forcefully(self.stream)
 
@@ -197,7 +206,7 @@ class Person:
                 return [self._conflicting(earlier.ask)]
             world.repeatable.remove(earlier)
             if message.get("callback") is None:
-                earlier.reader.elsewhere.add(earlier.ask.id)
+                earlier.reader.may_lose(earlier.ask.id)
                 world.repeats.add(earlier.ask.id)
                 return [Ask(message | {"stream": rng.random() < 0.5}, earlier.ask.words)]
             return [Ask(message, earlier.ask.words)]

@@ -33,6 +33,8 @@ class Scenario:
     """Of each."""
     pause_s: float
     """The mean time between two of them."""
+    opens_s: float
+    """When the first of them comes."""
     faults: frozenset[str]
     """raise, fail_job, hang, poison, load."""
     operations: frozenset[str]
@@ -72,14 +74,14 @@ def draw(seed: int) -> Scenario:
     no_chat = rng.random() < 0.15
     models = tuple(_model(rng, type, decode_s, prefill_token_s, no_chat and n == 0) for n, type in enumerate(types))
     config = {
-        "queue_size": rng.choice([1, 2, 5, 20, 1000]),
+        "queue_size": rng.choice([1, 3, 8, 20, 1000]),
         "timeout_s": 1e6,
         "age_after_s": rng.choice([0.5, 5.0, 30.0]),
         "grace_s": rng.choice([0.0, 1.0, 30.0]),
         "stall_s": 5.0,
         "strategy": rng.choice(["least-busy", "round-robin"]),
         "rank_ms": rng.choice([0.0, 50.0, 250.0]),
-        "max_outbox_bytes": rng.choice([300, 1 << 20]),
+        "max_outbox_bytes": rng.choice([30, 1 << 20]),
         "max_senders": rng.choice([1, 64]),
         "kv_ram_bytes": 64 << 10,
     }
@@ -91,10 +93,11 @@ def draw(seed: int) -> Scenario:
         people=tuple(rng.choices(kinds, k=rng.randint(2, 5))),
         requests=rng.choice([3, 6, 12]),
         pause_s=rng.choice([0.0, 0.1, 1.0, 3.0]),
+        opens_s=rng.choice([0.0, 0.0, 10.0]),
         faults=faults,
         operations=operations,
         ending=rng.choice(["quiet", "quiet", "drain", "stop"]),
-        spare_bytes=rng.choice([None, None, 128 << 10, 400 << 10]),
+        spare_bytes=rng.choice([None, None, None, 128 << 10, 400 << 10]),
         high_water_bytes=rng.choice([600, 262_144]),
         deadlines=rng.random() < 0.3,
         cancels=rng.random() < 0.4,
@@ -112,7 +115,7 @@ def _model(rng: Random, type: ModelType, decode_s: float, prefill_token_s: float
         "token_bytes": rng.choice([0, 1, 1000]),
         "context_size": rng.choice([4096, 4096, 4096, 12]),
         "scores": rng.random() < 0.5,
-        "score_s": rng.choice([0.0, 0.01, 1.0]),
+        "score_s": rng.choice([0.0, 0.01, 0.1]),
         "score_fails": rng.random() < 0.1,
         "weights_bytes": 1000,
     }

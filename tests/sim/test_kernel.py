@@ -14,6 +14,7 @@ from collections import Counter
 import pytest
 
 from tests.sim.scenario import draw
+from tests.sim.watch import Violation
 from tests.sim.world import simulate
 
 SEEDS = 200
@@ -41,6 +42,7 @@ def main(first: int, end: int) -> None:
                 raise
             while isinstance(error, BaseExceptionGroup):
                 error = error.exceptions[0]
+            error = error.__cause__ if isinstance(error, Violation) and error.__cause__ else error
             frame = traceback.extract_tb(error.__traceback__)[-1]
             what = f"{type(error).__name__} {frame.name}:{frame.lineno} {str(error)[:150]}"
             failed[what.split(" ")[1]] += 1

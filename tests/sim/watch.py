@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import cycle
-from typing import Any
+from typing import Any, ClassVar
 from unittest.mock import patch
 
 import trio
@@ -17,9 +17,27 @@ from granville.nursery.desk import Desk
 from granville.nursery.inference import MAX_PARKS, Inference
 from granville.scheduling.job import Job
 from granville.scheduling.memory import KEEPS_STATES
-from granville.testing.fake import READERS, FakeDriver, FakeModel
+from granville.testing.fake import FakeDriver, FakeModel
+from granville.scheduling.sessions import Transcript
 from granville.wire.messages import Result
 from tests.sim.scenario import Scenario
+
+
+class Violation(BaseException):
+    """Something did not hold. Not an Exception: the daemon would catch it, and go on."""
+
+    first: ClassVar[Violation | None] = None
+    """Of a run: what else goes wrong while all comes down may hide it."""
+
+
+@contextmanager
+def unforgiving() -> Iterator[None]:
+    try:
+        yield
+    except AssertionError as error:
+        violation = Violation(str(error))
+        Violation.first = Violation.first or violation
+        raise violation from error
 
 
 class Watch:
@@ -36,6 +54,8 @@ class Watch:
         self._rotation: dict[str, Iterator[str]] = {}
         for name in ("accept", "end", "put_back"):
             setattr(desk, name, getattr(self, f"_{name}")(getattr(desk, name)))
+        router = desk.admission.router
+        router.choose = self._choose(router.choose)  # type: ignore[method-assign]
 
     @contextmanager
     def looking(self) -> Iterator[None]:
@@ -44,7 +64,8 @@ class Watch:
 
         def started(inference: Inference, job: Job) -> None:
             if inference._desk is watch.desk:
-                watch._starts(inference, job)
+                with unforgiving():
+                    watch._starts(inference, job)
             start(inference, job)
 
         with patch.object(Inference, "start", started):
@@ -54,24 +75,43 @@ class Watch:
         def checked(request: Any, *rest: Any) -> Job:
             desk = self.desk
             waiting = self._never_started()
-            known = desk.sessions.known(request.session_id)
+            known, at_work = desk.sessions.known(request.session_id), bool(self._at_work(request.session_id))
             try:
                 job: Job = accept(request, *rest)
             except QueueFull as error:
-                if error.message.startswith("the queue is full"):
-                    assert waiting == desk.backlog.limit, f"refused with {waiting} waiting"
+                with unforgiving():
+                    full = error.message.startswith("the queue is full")
+                    assert not full or waiting == desk.backlog.limit, f"refused with {waiting} waiting"
                 raise
-            assert waiting < desk.backlog.limit, f"accepted with {waiting} waiting"
+            with unforgiving():
+                assert waiting < desk.backlog.limit, f"accepted with {waiting} waiting"
+                if self.scenario.healthy and desk.config.strategy == "round-robin" and request.model_id is None:
+                    self._check_binding(job, known, at_work)
             self.accepted[job.id].append(job)
             self._jobs[job.arrival] = job
             if request.session_id is not None:
                 self._turns[request.session_id].append(job)
-            if self.scenario.healthy and desk.config.strategy == "round-robin" and request.model_id is None:
-                if known is None:
-                    assert job.bound_to == self._next(request.model_type), "out of turn"
-                elif known.model_id is not None:
-                    assert job.bound_to == known.model_id, "not where its session is"
             return job
+
+        return checked
+
+    def _at_work(self, id: str | None) -> list[Job]:
+        return [] if id is None else [turn for turn in self._turns[id] if turn.outcome is None]
+
+    def _check_binding(self, job: Job, known: Transcript | None, at_work: bool) -> None:
+        holder = None if known is None else known.model_id
+        if at_work:
+            assert job.bound_to is None
+        elif holder is not None and self.desk.roster[holder].type == job.request.model_type:
+            assert job.bound_to == holder, "not where its session is"
+
+    def _choose(self, choose: Any) -> Any:
+        def checked(request: Any) -> Any:
+            chosen = choose(request)
+            with unforgiving():
+                if self.scenario.healthy and self.desk.config.strategy == "round-robin" and request.model_id is None:
+                    assert chosen == self._next(request.model_type), "out of turn"
+            return chosen
 
         return checked
 
@@ -82,22 +122,25 @@ class Watch:
 
     def _end(self, end: Any) -> Any:
         def checked(job: Job, outcome: Any) -> None:
-            if job.outcome is None:
-                assert not isinstance(outcome, Internal), outcome.message
-                if isinstance(outcome, DeadlineExceeded):
-                    assert trio.current_time() >= job.deadline
-                if isinstance(outcome, Result):
-                    assert outcome.usage.prompt_tokens == self._prompts[job.arrival]
+            with unforgiving():
+                if job.outcome is None:
+                    assert not isinstance(outcome, Internal), outcome.message
+                    if isinstance(outcome, DeadlineExceeded):
+                        assert trio.current_time() >= job.deadline
+                    if isinstance(outcome, Result):
+                        assert outcome.usage.prompt_tokens == self._prompts[job.arrival]
             end(job, outcome)
-            assert job.outcome is not None
-            assert job not in self.desk.backlog
+            with unforgiving():
+                assert job.outcome is not None
+                assert job not in self.desk.backlog
 
         return checked
 
     def _put_back(self, put_back: Any) -> Any:
         def checked(job: Job) -> None:
             put_back(job)
-            assert job.parks <= MAX_PARKS
+            with unforgiving():
+                assert job.parks <= MAX_PARKS
 
         return checked
 
@@ -205,7 +248,7 @@ class Watch:
                 self._check_model_rests(model)
 
     def _check_model_rests(self, model: Inference) -> None:
-        id = model.entry.id
+        desk, id = self.desk, model.entry.id
         assert not model.entry.running, f"slots of {id} leak"
         assert not model._jobs and not model._parked, id
         assert not model._leaving, f"{id} {model._leaving} {model.entry.state}"
@@ -213,8 +256,8 @@ class Watch:
         fake = getattr(model._stepper, "_model", None)
         if fake is not None and model.entry.state == "ready":
             assert not fake._running and not fake._parked and not fake._questions, id
-            if model.entry.type not in READERS:
-                share, step = self.desk.cache_share(), self.desk.budget.kv_ram_bytes // 16
+            if model.entry.type in KEEPS_STATES and all(other.state == "ready" for other in desk.roster):
+                share, step = desk.cache_share(), desk.budget.kv_ram_bytes // 16
                 assert abs(fake.cache_limit - share) <= step, f"{id} keeps {fake.cache_limit}, its share is {share}"
 
 
@@ -223,11 +266,13 @@ class WatchedModel(FakeModel):
     chats: bool
 
     def submit(self, request: Task) -> None:
-        self.watch.given(request, messages=self.chats)
-        super().submit(request)
+        with unforgiving():
+            self.watch.given(request, messages=self.chats)
+            super().submit(request)
 
     def resume(self, id: str) -> None:
-        assert len(self._running) < self.slots, "more jobs than slots"
+        with unforgiving():
+            assert len(self._running) < self.slots, "more jobs than slots"
         super().resume(id)
 
 

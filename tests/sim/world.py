@@ -28,11 +28,12 @@ from granville.testing.kernel import Kernel
 from granville.wire.messages import Control
 from tests.sim.people import Ask, Map, Person, Post, Repeatable
 from tests.sim.scenario import FakeSpec, Scenario
-from tests.sim.watch import Watch, WatchedModel
+from tests.sim.watch import Violation, Watch, WatchedModel
 
 LOST_S = 1e6
 """Longer than anything may take in simulated time."""
 GENERATE = ("inference", "ranker")
+MAX_BREAKS = 4
 
 
 class SimDriver(FakeDriver):
@@ -68,6 +69,7 @@ class World(Kernel):
         self.repeats: set[str] = set()
         self.repeatable: list[Repeatable] = []
         self.ending = False
+        self.breaks: Counter[FakeDriver] = Counter()
         self.unloads = 0
         self.broken = False
 
@@ -190,9 +192,9 @@ class World(Kernel):
         task_status.started()
         scenario, rng = self.scenario, self.rng
         while True:
-            await trio.sleep(rng.expovariate(1 / max(0.2, 2 * scenario.pause_s)))
+            await trio.sleep(rng.expovariate(1 / max(0.3, scenario.pause_s)))
             for fault in sorted(scenario.faults):
-                if rng.random() < 0.15:
+                if rng.random() < 0.3:
                     self._break(fault)
             for op in sorted(scenario.operations):
                 if rng.random() < 0.1:
@@ -206,6 +208,9 @@ class World(Kernel):
 
     def _break(self, fault: str) -> None:
         driver = self.rng.choice(self.drivers)
+        if self.breaks[driver] == MAX_BREAKS:  # so that in the end everything gets done
+            return
+        self.breaks[driver] += 1
         assert driver.plan is not None
         if fault == "load":
             self._fail_loads(driver)
@@ -283,19 +288,20 @@ async def _use(world: World) -> None:
     scenario = world.scenario
     async with trio.open_nursery() as inner:  # the operator goes when everybody has been served
         await inner.start(world.operate)
+        await trio.sleep(scenario.opens_s)
         async with trio.open_nursery() as people:
             for number, kind in enumerate(scenario.people):
                 person = Person(world, number, kind)
                 world.nursery.start_soon(world.serve, person)
                 people.start_soon(person.run)
             if scenario.ending != "quiet":
-                await trio.sleep(world.rng.uniform(0, 2 * scenario.pause_s * scenario.requests))
+                await trio.sleep(world.rng.uniform(0.3, 2) * (1 + scenario.pause_s * scenario.requests))
                 world.ending = True
                 world.desk.stop() if scenario.ending == "stop" else world.desk.drain()
         await world.end()
-        await trio.sleep(100)  # so long may a model be asked for its scores
-        await trio.testing.wait_all_tasks_blocked()
         inner.cancel_scope.cancel()
+    await trio.sleep(100)  # so long may a model be loaded and asked for its scores
+    await trio.testing.wait_all_tasks_blocked()
 
 
 def simulate(scenario: Scenario) -> World | None:
@@ -306,7 +312,13 @@ def simulate(scenario: Scenario) -> World | None:
         stack.enter_context(patch.object(trio_run, "_ALLOW_DETERMINISTIC_SCHEDULING", True))
         stack.enter_context(patch("granville.nursery.outbox.HIGH_WATER_BYTES", scenario.high_water_bytes))
         stack.enter_context(patch("granville.scheduling.memory.REQUEST_FLOOR_BYTES", 0))
-        return trio.run(partial(live, scenario), clock=clock)
+        Violation.first = None
+        try:
+            return trio.run(partial(live, scenario), clock=clock)
+        except BaseException:
+            if Violation.first is not None:
+                raise Violation.first from Violation.first.__cause__
+            raise
 
 
 __all__ = ["DoesNotFit", "StartupError", "World", "simulate"]

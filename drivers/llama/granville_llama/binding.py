@@ -78,8 +78,8 @@ State = ctypes.Array[ctypes.c_uint8]
 """A saved sequence: opaque, and only for a context made alike."""
 
 
-def as_state(data: bytearray) -> State:
-    """A state that was stored as bytes; it shares their memory."""
+def as_state(data: bytearray | memoryview) -> State:
+    """A state that was stored as bytes, writable ones; it shares their memory."""
     return (ctypes.c_uint8 * len(data)).from_buffer(data)
 
 

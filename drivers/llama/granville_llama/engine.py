@@ -100,7 +100,7 @@ class LlamaModel:
         if not waiting:
             if streams:
                 self._decode()
-            elif unread and not self._scorer:
+            elif unread and not self._scorer and not self._events:
                 seats.wait(MAX_WAIT_S)
             return self._take_events()
         urgent = waiting[0].urgency == 0 and all(s.urgency > 0 for s in streams)
@@ -189,8 +189,8 @@ class LlamaModel:
     def _until_copied(self, sequence: Sequence) -> int:
         """How much of its prompt to read before others get a copy of it; all, when nobody waits for one."""
         ends = [
-            other.awaited_tokens for other in self._seats.running
-            if other.leader is sequence and sequence.cached + 1 < other.awaited_tokens < sequence.prompt_size - 1
+            other.awaited_tokens for other in sequence.followers
+            if sequence.cached + 1 < other.awaited_tokens < sequence.prompt_size - 1
         ]  # fmt: skip
         return min(ends, default=sequence.prompt_size) - sequence.cached
 

@@ -23,7 +23,9 @@ log = logging.getLogger(__name__)
 MAGIC = b"GRVLKV01"
 DIGEST_BYTES = 32
 MAX_HEADER_BYTES = 4096
+MAX_SIZE = 1 << 60
 SUFFIX = ".kv"
+FIELDS = {"key": (str,), "tokens": (int,), "pure": (int,), "session": (str, type(None)), "size": (int,)}
 
 
 class KvFileError(Exception):
@@ -39,6 +41,13 @@ class Label:
     """How many of the tokens, from the first, were read as a prompt; the state of others depends on how they were
     generated."""
     session: str | None
+
+    @property
+    def key(self) -> str | bytes:
+        """A session has one state, and so has a run of tokens that is no session's."""
+        if self.session is not None:
+            return self.session
+        return hashlib.blake2b(array("i", self.tokens).tobytes(), digest_size=16).digest()
 
 
 class KvFiles:
@@ -59,8 +68,8 @@ class KvFiles:
 
     def name(self, label: Label) -> str:
         """A session has one file, whose states follow each other; another prefix is named by its tokens."""
-        what = label.session.encode() if label.session is not None else array("i", label.tokens).tobytes()
-        kind = "session" if label.session is not None else "prefix"
+        what = label.key
+        kind, what = ("prefix", what) if isinstance(what, bytes) else ("session", what.encode(errors="surrogatepass"))
         return f"{kind}-{hashlib.blake2b(self._key.encode() + b'|' + what, digest_size=16).hexdigest()}{SUFFIX}"
 
     def scan(self) -> Iterator[tuple[str, int, float, Label | None]]:
@@ -68,7 +77,7 @@ class KvFiles:
         removed."""
         for path in sorted(self._folder.iterdir()):
             if path.suffix == ".part":
-                path.unlink(missing_ok=True)
+                self.remove(path.name)
             if path.suffix != SUFFIX:
                 continue
             try:
@@ -83,7 +92,7 @@ class KvFiles:
                         file.seek(tokens_at)
                         label = _label(header, file.read(4 * header["tokens"]))
                 yield path.name, stat.st_size, stat.st_mtime, label
-            except (OSError, KvFileError, KeyError, TypeError) as error:
+            except (OSError, KvFileError) as error:
                 log.warning("kv file ignored and removed file=%s reason=%s", path.name, error)
                 self.remove(path.name)
 
@@ -92,13 +101,10 @@ class KvFiles:
         name = self.name(label)
         tokens = array("i", label.tokens).tobytes()
         fields = {"key": self._key, "tokens": len(label.tokens), "pure": label.pure, "session": label.session}
-        size = 0
-        for _ in range(2):  # the size is in the header, and its digits count
-            header = json.dumps(fields | {"size": size}).encode()
-            header += b" " * (-len(header) % 32)
-            size = len(MAGIC) + 4 + len(header) + len(tokens) + len(state) + DIGEST_BYTES
-        header = json.dumps(fields | {"size": size}).encode().ljust(len(header))
-        head = MAGIC + struct.pack("<I", len(header)) + header + tokens
+        header_bytes = len(json.dumps(fields | {"size": MAX_SIZE}))  # as its own size is in it, with room for that
+        size = len(MAGIC) + 4 + header_bytes + len(tokens) + len(state) + DIGEST_BYTES
+        header = json.dumps(fields | {"size": size}).encode().ljust(header_bytes)
+        head = MAGIC + struct.pack("<I", header_bytes) + header + tokens
         digest = hashlib.blake2b(head, digest_size=DIGEST_BYTES)
         digest.update(state)
         part = self._folder / f"{name}.part"
@@ -112,26 +118,30 @@ class KvFiles:
             raise
         return size
 
-    def read(self, label: Label) -> bytearray:
-        """The state of just these tokens. Raises KvFileError or OSError; a file that is wrong is removed."""
+    def read(self, label: Label) -> memoryview:
+        """The state of just what the label says, writable. Raises KvFileError or OSError; a file that is wrong is
+        removed."""
         name = self.name(label)
-        data = bytearray((self._folder / name).read_bytes())
+        with (self._folder / name).open("rb", buffering=0) as file:
+            data = memoryview(bytearray(os.fstat(file.fileno()).st_size))
+            got = 0
+            while (count := file.readinto(data[got:])) > 0:
+                got += count
         try:
-            if len(data) < 12 + DIGEST_BYTES:
+            if got < 12 + DIGEST_BYTES:
                 raise KvFileError("it is too short")
-            body = memoryview(data)[:-DIGEST_BYTES]
+            body = data[:-DIGEST_BYTES]
             if hashlib.blake2b(body, digest_size=DIGEST_BYTES).digest() != data[-DIGEST_BYTES:]:
                 raise KvFileError("its digest does not fit")
             header, tokens_at = _header(bytes(body[:12]), bytes(body[12 : 12 + MAX_HEADER_BYTES]))
             state_at = tokens_at + 4 * header["tokens"]
             found = _label(header, bytes(body[tokens_at:state_at]))
-            body.release()
         except KvFileError:
             self.remove(name)
             raise
-        if header["key"] != self._key or found.tokens != label.tokens:
+        if header["key"] != self._key or found != label:
             raise KvFileError("it is of other tokens by now")
-        return data[state_at:-DIGEST_BYTES]
+        return body[state_at:]
 
     def remove(self, name: str) -> None:
         try:
@@ -153,9 +163,10 @@ def _header(head: bytes, rest: bytes) -> tuple[dict[str, Any], int]:
         raise KvFileError("its header is too long")
     try:
         header = json.loads(rest[:length])
-    except ValueError:
+    except (ValueError, RecursionError):
         raise KvFileError("its header is not JSON") from None
-    if not isinstance(header, dict) or not {"key", "tokens", "pure", "session", "size"} <= header.keys():
+    fits = isinstance(header, dict) and all(type(header.get(name)) in types for name, types in FIELDS.items())
+    if not fits or not 0 <= header["pure"] <= header["tokens"] <= header["size"] // 4:
         raise KvFileError("its header has not all that it needs")
     return header, 12 + length
 
@@ -165,5 +176,4 @@ def _label(header: dict[str, Any], tokens: bytes) -> Label:
     if len(tokens) != 4 * header["tokens"]:
         raise KvFileError("it ends before its tokens do")
     ids.frombytes(tokens)
-    session = header["session"]
-    return Label(ids.tolist(), header["pure"], session if isinstance(session, str) else None)
+    return Label(ids.tolist(), header["pure"], header["session"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
+from itertools import islice
 from typing import Generic, TypeVar
 
 BLOCK_TOKENS = 32
@@ -51,7 +52,7 @@ class PrefixIndex(Generic[K]):
             if keys is None:
                 break
             found = keys
-        return list(found)[-MAX_NEAREST:]
+        return list(islice(reversed(found), MAX_NEAREST))[::-1]
 
 
 def _chain(tokens: Sequence[int]) -> Iterator[int]:

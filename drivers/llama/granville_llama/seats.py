@@ -9,16 +9,20 @@ that was generated was computed alone; what follows it depends on that, so only 
 
 from __future__ import annotations
 
+import logging
 from concurrent.futures import FIRST_COMPLETED, Future
 from concurrent.futures import wait as wait_for
 from dataclasses import dataclass
 
 from granville.hosting.interface import DriverError
 from granville_llama.binding import Context, State
-from granville_llama.kv import KvStore, Saved
+from granville_llama.kv import KvStore
 from granville_llama.kvfiles import Label
 from granville_llama.prefix import shared_beginning
+from granville_llama.saved import Saved, saves
 from granville_llama.sequence import Sequence
+
+log = logging.getLogger(__name__)
 
 MIN_SHARED_TOKENS = 8
 """Less is not worth looking at."""
@@ -37,7 +41,7 @@ class Awaited:
 
     saved: Saved
     usable: int
-    state: Future[State | None]
+    state: Future[State | Exception]
 
 
 class Seats:
@@ -69,19 +73,25 @@ class Seats:
         request = sequence.request
         if request.reset_cache:
             if request.session is not None:
-                self.store.forget_session(request.session)
+                self._forget_session(request.session)
             self._sit(sequence, self._cheapest(free))
             return
-        in_place, _, slot = max((self._usable(sequence, self._left[slot]), -slot, slot) for slot in free)
+        (is_said, in_place), _, slot = max((self._usable(sequence, self._left[slot]), -slot, slot) for slot in free)
         leader, led = self._leader(sequence)
         saved, stored = self.store.find(sequence.tokens, request.session)
         stored = _leaving_some(sequence, stored)
+        is_own = saved is not None and saved.label.session is not None and saved.label.session == request.session
+        if saved is not None and stored > saved.label.pure and not is_said:
+            in_place, leader = 0, None  # its own words, and only there
+        elif is_said:
+            saved, leader = (saved if is_own else None), None
         if leader is not None and led >= max(in_place, stored) + FOLLOW_TOKENS:
             self._sit(sequence, self._cheapest(free))
             sequence.follow(leader, led)
-        elif saved is not None and stored >= in_place + (1 if _is_own(saved, sequence) else COPY_TOKENS):
+        elif saved is not None and stored >= in_place + (1 if is_own else COPY_TOKENS):
+            state = self.store.use(saved)  # before what is on the slot is saved in its place
             self._sit(sequence, self._cheapest(free))
-            self._take(sequence, saved, stored)
+            self._take(sequence, saved, state, stored)
         else:
             pure = self._left[slot].pure
             self._sit(sequence, slot, in_place)
@@ -133,8 +143,10 @@ class Seats:
             if awaited is not None and awaited.state.done():
                 del self._awaited[sequence]
                 state = awaited.state.result()
-                if state is None or not self._restore(sequence, state, awaited.usable, awaited.saved.label):
+                if isinstance(state, Exception):
                     self._settle_anew(sequence)
+                else:
+                    self._take(sequence, awaited.saved, state, awaited.usable)
 
     def wait(self, seconds: float) -> None:
         """With nothing else to do: until a state has come from disk."""
@@ -171,11 +183,10 @@ class Seats:
 
     # where tokens come from
 
-    def _usable(self, sequence: Sequence, held: Label) -> int:
-        shared = shared_beginning(sequence.tokens, held.tokens)
-        if held.session is None or held.session != sequence.request.session:
-            shared = min(shared, held.pure)
-        return _leaving_some(sequence, shared)
+    def _usable(self, sequence: Sequence, held: Label) -> tuple[bool, int]:
+        """Whether there is something in it that this session's model has said, and how many tokens it saves."""
+        count = _leaving_some(sequence, saves(held, sequence.tokens, sequence.request.session))
+        return count > held.pure, count
 
     def _leader(self, sequence: Sequence) -> tuple[Sequence | None, int]:
         """The neighbour whose prompt begins most like this one's, and how many tokens they share."""
@@ -193,18 +204,23 @@ class Seats:
         saved, stored = self.store.find(sequence.tokens, sequence.request.session)
         wanted = _leaving_some(sequence, min(leader.pure, shared_beginning(sequence.tokens, leader.tokens)))
         if saved is not None and saved.state is not None and stored >= wanted - COPY_TOKENS:
-            self._take(sequence, saved, _leaving_some(sequence, stored))
+            self._take(sequence, saved, self.store.use(saved), _leaving_some(sequence, stored))
             return
         state = self._context.save(leader.slot)
-        if state is not None and self._restore(sequence, state, wanted, Label(leader.tokens, leader.pure, None)):
-            self.store.keep(Label(leader.tokens[: leader.cached], leader.pure, None), state)
+        label = Label(leader.tokens[: leader.pure], leader.pure, None)
+        if state is not None and self._restore(sequence, state, wanted, label):
+            self.store.keep(label, state)
 
-    def _take(self, sequence: Sequence, saved: Saved, usable: int) -> None:
-        state = self.store.use(saved)
+    def _take(
+        self, sequence: Sequence, saved: Saved, state: State | Future[State | Exception], usable: int
+    ) -> None:  # fmt: skip
+        """The beginning from a saved state, now or when it has come."""
         if isinstance(state, Future):
             self._awaited[sequence] = Awaited(saved, usable, state)
-        elif state is not None:
-            self._restore(sequence, state, usable, saved.label)
+        elif not self._restore(sequence, state, usable, saved.label):
+            log.warning("kv state refused by llama.cpp tokens=%d", len(saved.label.tokens))
+            self.store.refuse(saved)
+            self._settle_anew(sequence)
 
     def _settle_anew(self, sequence: Sequence) -> None:
         """What it waited for will not come: look again, for something else."""
@@ -219,6 +235,7 @@ class Seats:
         self._context.trim(slot, 0)
         if not self._context.restore(slot, state):
             sequence.cached = 0
+            sequence.begin_with(0, 0)
             return False
         sequence.cached = self._context.trim(slot, usable)
         if of is not None:
@@ -262,6 +279,10 @@ class Seats:
         if self._context.trim(slot, len(tokens)) == len(tokens):
             self._save(slot, Label(tokens, len(tokens), None))
 
+    def _forget_session(self, session: str) -> None:
+        self.store.forget_session(session)
+        self._left = [NOTHING if label.session == session else label for label in self._left]
+
     def _save(self, slot: int, label: Label) -> None:
         state = self._context.save(slot) if self.store.enabled else None
         if state is not None:
@@ -270,10 +291,6 @@ class Seats:
     def _await_nothing(self, sequence: Sequence) -> None:
         sequence.unfollow()
         self._awaited.pop(sequence, None)
-
-
-def _is_own(saved: Saved, sequence: Sequence) -> bool:
-    return saved.label.session is not None and saved.label.session == sequence.request.session
 
 
 def _leaving_some(sequence: Sequence, shared: int) -> int:

@@ -68,6 +68,7 @@ class Sequence:
     leader: Sequence | None = None
     """The neighbour that reads the same beginning now; it will be copied once it has `awaited_tokens` of it."""
     awaited_tokens: int = 0
+    followers: list[Sequence] = field(init=False, default_factory=list)
     urgency: int = field(init=False)
     """The job's own, or that of a more urgent one which waits for what this one reads."""
 
@@ -145,10 +146,14 @@ class Sequence:
 
     def follow(self, leader: Sequence, tokens: int) -> None:
         self.leader, self.awaited_tokens = leader, tokens
+        leader.followers.append(self)
         leader.urgency = min(leader.urgency, self.urgency)
 
     def unfollow(self) -> None:
-        self.leader = None
+        leader, self.leader = self.leader, None
+        if leader is not None:
+            leader.followers.remove(self)
+            leader.urgency = min([leader.request.urgency, *(other.urgency for other in leader.followers)])
 
 
 def _overlap(text: str, stop: str) -> int:

@@ -95,9 +95,9 @@ class ChatTemplate:
                     "bad_request", f"messages: a role is a word such as user or assistant, got {message.role!r}"
                 )
         said: dict[str, deque[tuple[int, ...]]] = {}
-        for message in messages:
-            if message.token_ids:
-                said.setdefault(message.content.translate(UNMARK), deque()).append(message.token_ids)
+        for message in messages:  # in their order, for two may have said the same
+            text = message.content.translate(UNMARK)
+            said.setdefault(text if message.token_ids else text.strip(), deque()).append(message.token_ids)
         tokens: list[int] = []
         for part in CONTENT.split(self._render(messages, tools)):
             if part.startswith(OPEN) and part.endswith(CLOSE):
