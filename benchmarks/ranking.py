@@ -18,9 +18,9 @@ from granville.client.connection import Client, connect
 from granville.testing.latency import percentile
 from granville.wire.messages import Class, Request
 
-SENTENCES = ROOT / "tests" / "ranking" / "sentences.toml"
+SENTENCES = ROOT / "tests" / "ranking"
 CLASSES: tuple[Class, ...] = get_args(Class)
-HALVES = ("held-out", "tune")
+SETS = {"held-out": "fresh.toml", "tuned with": "sentences.toml"}
 CALIBRATED_WITHIN_S = 120.0
 RANK_MS = 10_000.0
 """Ranks are judged here, not the machine: none is given up."""
@@ -31,34 +31,34 @@ Confusion = Counter[tuple[str, str]]
 
 def ranking(peers: Peers, settings: Settings) -> list[Figure]:
     """Every request once a round, one after another, on a daemon that has nothing else to do."""
-    sentences = tomllib.loads(SENTENCES.read_text())["requests"]
-    confusions: dict[str, list[Confusion]] = {half: [] for half in HALVES}
+    sets = {name: tomllib.loads((SENTENCES / file).read_text())["requests"] for name, file in SETS.items()}
+    confusions: dict[str, list[Confusion]] = {name: [] for name in SETS}
     p50, p95 = [], []
     arguments = [str(peers.model), "--rank-ms", str(RANK_MS), *settings.driver_flags]
     with granville(arguments, "granville-ranking") as server:
         for _ in range(settings.rounds):
             took: list[float] = []
-            for half, confusion in trio.run(partial(_judge, server.address, sentences, took)).items():
-                confusions[half].append(confusion)
+            for name, confusion in trio.run(partial(_judge, server.address, sets, took)).items():
+                confusions[name].append(confusion)
             p50.append(percentile(sorted(took), 50))
             p95.append(percentile(sorted(took), 95))
     scenario = "Ranking by the main model"
     figures = []
-    for half in HALVES:
-        held_out = half == "held-out"
+    for each in SETS:
+        held_out = each == "held-out"
         figures += [
             Figure(
                 scenario=scenario,
-                name=f"right, {half} half",
+                name=f"right, {each}",
                 unit="%",
-                values={"granville": [_exact(confusion) for confusion in confusions[half]]},
+                values={"granville": [_exact(confusion) for confusion in confusions[each]]},
                 goals=[Goal(55)] if held_out else [],
             ),
             Figure(
                 scenario=scenario,
-                name=f"critical ones found, {half} half",
+                name=f"critical ones found, {each}",
                 unit="%",
-                values={"granville": [_recall(confusion) for confusion in confusions[half]]},
+                values={"granville": [_recall(confusion) for confusion in confusions[each]]},
                 goals=[Goal(85)] if held_out else [],
             ),
         ]
@@ -75,22 +75,22 @@ def ranking(peers: Peers, settings: Settings) -> list[Figure]:
             name="held for it, p95",
             unit="ms",
             values={"granville": p95},
-            note=" ".join(_in_words(half, confusions[half][-1]) for half in HALVES),
+            note=" ".join(_in_words(name, confusions[name][-1]) for name in SETS),
         ),
     ]
     return [figure.conclude() for figure in figures]
 
 
-async def _judge(address: str, sentences: list[dict[str, str]], took: list[float]) -> dict[str, Confusion]:
-    confusions: dict[str, Confusion] = {half: Counter() for half in HALVES}
+async def _judge(address: str, sets: dict[str, list[dict[str, str]]], took: list[float]) -> dict[str, Confusion]:
+    confusions: dict[str, Confusion] = {name: Counter() for name in sets}
     async with connect(address) as client:
         await _calibrated(client)
-        for sentence in sentences:
+        for name, sentence in ((name, sentence) for name, sentences in sets.items() for sentence in sentences):
             result = await client.submit(
                 Request(id=uuid.uuid4().hex, text=sentence["text"], ranked=True, max_tokens=1, temperature=0.0)
             )
             took.append((await _status(client))["last_ms"])
-            confusions[sentence["half"]][sentence["class"], result.priority] += 1
+            confusions[name][sentence["class"], result.priority] += 1
         late = await _status(client)
         if late["late"] or late["unranked"]:
             raise BenchError(f"some requests were not ranked: {late}")
@@ -119,6 +119,6 @@ def _recall(confusion: Confusion) -> float:
     return 100 * confusion["critical", "critical"] / sum(confusion["critical", rank] for rank in CLASSES)
 
 
-def _in_words(half: str, confusion: Confusion) -> str:
+def _in_words(name: str, confusion: Confusion) -> str:
     rows = (f"{each} {'/'.join(str(confusion[each, rank]) for rank in CLASSES)}" for each in CLASSES)
-    return f"Ranked {'/'.join(CLASSES)}, {half} half: {', '.join(rows)}."
+    return f"Ranked {'/'.join(CLASSES)}, {name}: {', '.join(rows)}."

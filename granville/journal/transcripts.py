@@ -139,6 +139,8 @@ class SqliteTranscripts:
             "RETURNING NOT EXISTS (SELECT 1 FROM turn WHERE session = ?1)",
             (id, transcript.model_id, self._clock()),
         ).fetchone()[0]
+        if new:  # or forgotten since its last turn, to make room
+            kept = 0
         self._database.execute("DELETE FROM turn WHERE session = ? AND number >= ?", (id, kept))
         self._database.executemany(
             "INSERT INTO turn VALUES (?, ?, ?, ?, ?)",

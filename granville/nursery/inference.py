@@ -100,6 +100,11 @@ class Inference:
         if self._stepper is not None:
             self._stepper.close()
 
+    def leave_behind(self) -> None:
+        """Its driver hangs: nobody waits for its slots any more."""
+        self.entry.running.clear()
+        self._tell_of_a_free_slot()
+
     async def emptied(self) -> None:
         """Wait until no job is on a slot or parked."""
         while self.entry.running or self._parked:
@@ -180,7 +185,10 @@ class Inference:
         entry.features = frozenset(
             name
             for name, able in (
-                ("messages", can.messages), ("constrain", can.constrain), ("tools", can.tools), ("park", can.park),
+                ("messages", can.messages),
+                ("constrain", can.constrain),
+                ("tools", can.tools),
+                ("park", can.park),
                 ("score", can.score),
             )
             if able

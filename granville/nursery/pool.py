@@ -207,6 +207,7 @@ class Pool:
             if not member.gone.is_set():
                 log.error("model left behind model=%s", entry.id)
                 member.scope.cancel()
+                member.inference.leave_behind()
         await member.gone.wait()
         return {"model_id": entry.id, "state": "unloaded"}
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections import deque
 from dataclasses import asdict, dataclass
-from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -13,7 +12,7 @@ import trio
 from granville.scheduling.job import Job
 from granville.scheduling.memory import KEEPS_STATES
 from granville.scheduling.priority import Priority
-from granville.scheduling.ranking import LABELS, SAMPLES, bytes_in_time, calibration, choose, prompt, text_to_rank
+from granville.scheduling.ranking import LABELS, SAMPLES, calibration, choose, prompt, text_to_rank
 
 if TYPE_CHECKING:
     from granville.nursery.desk import Desk
@@ -40,14 +39,6 @@ class Ranks:
     """How long the last one that was ranked was held for it."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Ranker:
-    """What calibration found out about a model."""
-
-    offsets: tuple[float, ...]
-    most_bytes: int
-
-
 class Ranking:
     """A job that is to be ranked is held in the backlog for `rank_ms` at most. Its model is one of type `ranker`,
     otherwise the least busy one that generates; both only once they are calibrated."""
@@ -55,8 +46,8 @@ class Ranking:
     def __init__(self, desk: Desk) -> None:
         self.ranks = Ranks()
         self._desk = desk
-        self._rankers: dict[str, _Ranker] = {}
-        """Of the models that can rank now, by id."""
+        self._rankers: dict[str, tuple[float, ...]] = {}
+        """What calibration found out about the models that can rank now, by id."""
         self._waiting: deque[Job] = deque()
         self._to_calibrate: list[Inference] = []
         self._wake = trio.Event()
@@ -123,29 +114,25 @@ class Ranking:
         model = self._model()
         if model is None or job not in self._desk.backlog:
             return None
-        ranker = self._rankers[model.entry.id]
-        scores = await model.score(prompt(text_to_rank(job.request, ranker.most_bytes)), LABELS)
-        return None if scores is None else choose(scores, ranker.offsets)
+        offsets = self._rankers[model.entry.id]
+        scores = await model.score(prompt(text_to_rank(job.request)), LABELS)
+        return None if scores is None else choose(scores, offsets)
 
     async def _calibrate(self, model: Inference) -> None:
         """Started by: `run`, when a model was loaded. Ends when: the model has scored the samples, or cannot, or has
         taken too long. Cancelled by: the kernel's end."""
         scores: list[list[float]] = []
-        seconds: list[float] = []
         with trio.move_on_after(CALIBRATION_S):
             for text in SAMPLES:
                 with trio.move_on_after(CALIBRATION_PAUSE_S):
                     await model.emptied()
-                began = trio.current_time()
                 values = await model.score(prompt(text), LABELS)
                 if values is None or len(values) != len(LABELS):
                     break
                 scores.append(values)
-                seconds.append(trio.current_time() - began)
         if len(scores) == len(SAMPLES) and model.entry.state == "ready":
-            most_bytes = bytes_in_time(median(seconds), self._desk.config.rank_ms)
-            self._rankers[model.entry.id] = _Ranker(calibration(scores), most_bytes)
-            log.info("ranker ready model=%s most_bytes=%d", model.entry.id, most_bytes)
+            self._rankers[model.entry.id] = calibration(scores)
+            log.info("ranker ready model=%s", model.entry.id)
         elif model.entry.state == "ready":
             log.warning("model does not rank model=%s", model.entry.id)
 

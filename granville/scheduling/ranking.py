@@ -3,7 +3,7 @@
 A small model favours some labels whatever it is asked. So it is first asked about sample requests, as many of each
 class, whose mean score for a label is then taken off (after Zhao et al., "Calibrate Before Use", ICML 2021, who ask
 about texts without content; about real requests the bias is another, and taking that off gave better ranks). It is
-measured for each model by itself; the examples and their order were chosen with SmolLM2.
+measured for each model by itself; the words, the examples and their order were chosen with SmolLM2.
 """
 
 from __future__ import annotations
@@ -14,15 +14,18 @@ from granville.scheduling.priority import Priority
 from granville.scheduling.redact import excerpt
 from granville.wire.messages import Request
 
-LABELS = (" emergency", " urgent", " routine", " someday")
-"""In the order of Priority. Words of everyday speech were told apart better than the names of the classes."""
+LABELS = (" crisis", " deadline", " task", " someday")
+"""In the order of Priority. Nouns of everyday speech were told apart better than the names of the classes, and than
+adjectives: "urgent" fits what is critical as well."""
 
-MOST_BYTES = 400
-LEAST_BYTES = 120
-HEAD_SHARE = 0.7
-"""Of a longer text its beginning and its end are read, the rest being the end's."""
-TIME_SHARE = 0.5
-"""Of the time allowed for ranking, what reading the text may take on a model that does nothing else."""
+CRITICAL_MARGIN = 0.5
+"""A request is critical when that score is within so much (of a logarithm) of the best one: a critical request that is
+missed costs more than another that goes first. Chosen over five orders of the examples and two quantisations of
+SmolLM2, where it raised the share of critical ones that are found from 84 to 94 % and cost 1 % of right ranks."""
+
+MOST_BYTES = 120
+"""Of a longer text its beginning and its end are read, half each. Beside much other text a small model overlooks the
+words that matter: with more to read it found fewer critical requests, not more."""
 
 _EXAMPLES: tuple[tuple[str, Priority], ...] = (
     ("Write an email to invite the team to a workshop.", Priority.NORMAL),
@@ -49,47 +52,60 @@ SAMPLES = (
     "Attackers have taken over the admin account.",
     "All our data is being erased.",
     "The bank transfer system is sending money to strangers.",
+    "The server room is flooding.",
+    "Customers are charged for orders that they never made.",
+    "A worker fell from the roof and does not move.",
+    "Production is down, every request fails.",
+    "Someone stole the admin password and is reading our mail.",
     "My computer will not start and I must deliver this today.",
     "The team cannot work until the network is back.",
     "The application must be handed in before midnight.",
     "The guest arrives in an hour and the room is not booked.",
     "I am locked out and my shift begins now.",
+    "The rent contract has to be sent today and the scanner is broken.",
+    "The tests fail and the release is planned for tonight.",
+    "I cannot open the file that my boss wants by noon.",
+    "I have an exam tomorrow morning and my notes will not open.",
+    "Our shop cannot take in deliveries until the scanner works.",
     "Write a letter to the landlord.",
     "What does this error code mean?",
     "Make a list of the topics in this text.",
     "Translate the menu into Italian.",
     "Review this pull request.",
+    "Write a summary of chapter three.",
+    "How do I read a CSV file in Python?",
+    "Suggest a title for my blog post.",
+    "Fix the spelling in this paragraph.",
+    "Compare these two products.",
     "Tell me something funny.",
     "Tidy up the old backups whenever nothing else runs.",
     "Just for fun, write a song about cheese.",
     "I wonder how tall the tallest tree is.",
     "Some day, rename the files in my music folder.",
+    "nightly job: compress the old log files",
+    "Which superhero would you like to be?",
+    "Background task: count the words in all archived pages.",
+    "No hurry: pick a nice wallpaper for the break room.",
+    "Invent a silly word.",
 )
-"""Five of each class. Not among the examples: a model repeats the label that it has read for a text."""
+"""Ten of each class. Not among the examples: a model repeats the label that it has read for a text."""
 
 
 def prompt(text: str) -> str:
-    """What the labels are to follow. Its beginning never changes, so that a model reads it once."""
-    return f"{_BEGINNING}Request: {text}\nUrgency:"
+    """What the labels are to follow. Its beginning never changes, so that a model reads it once; one token follows the
+    text."""
+    return f"{_BEGINNING}Request: {text} ->"
 
 
-def text_to_rank(request: Request, most_bytes: int = MOST_BYTES) -> str:
+def text_to_rank(request: Request) -> str:
     """The last turn of a request in a line, without personal data, and cut where it is long."""
     text = request.text
     if text is None:
         users = [message.content for message in request.messages or () if message.role == "user"]
         text = users[-1] if users else ""
-    head_bytes = int(HEAD_SHARE * most_bytes)
-    tail_bytes = most_bytes - head_bytes
-    head, tail = _as_chars(text[:head_bytes], head_bytes), _as_chars(text[-tail_bytes:], tail_bytes)
+    half = MOST_BYTES // 2
+    head, tail = _as_chars(text[:half], half), _as_chars(text[-half:], half)
     return " ".join(excerpt(text, head, tail).split())
-
-
-def bytes_in_time(sample_s: float, rank_ms: float) -> int:
-    """How much of a text a model can rank in time that takes so long for a sample."""
-    sample_bytes = sum(map(len, SAMPLES)) / len(SAMPLES)
-    able = TIME_SHARE * rank_ms / 1000 / sample_s * sample_bytes if sample_s > 0 else MOST_BYTES
-    return int(min(max(able, LEAST_BYTES), MOST_BYTES))
 
 
 def calibration(scores: Sequence[Sequence[float]]) -> tuple[float, ...]:
@@ -98,8 +114,10 @@ def calibration(scores: Sequence[Sequence[float]]) -> tuple[float, ...]:
 
 
 def choose(scores: Sequence[float], offsets: Sequence[float]) -> Priority:
-    """Raises ValueError when there is not one number for each label."""
+    """The class with the best score; critical already when it is nearly the best. Raises ValueError when there is not
+    one number for each label."""
     calibrated = [score - offset for score, offset in zip(scores, offsets, strict=True)]
+    calibrated[Priority.CRITICAL] += CRITICAL_MARGIN
     return max(Priority, key=lambda priority: calibrated[priority])
 
 
@@ -108,4 +126,4 @@ def _as_chars(text: str, most_bytes: int) -> int:
     return most_bytes * len(text) // max(len(text.encode(errors="replace")), 1)
 
 
-_BEGINNING = "".join(f"Request: {text}\nUrgency:{LABELS[priority]}\n\n" for text, priority in _EXAMPLES)
+_BEGINNING = "".join(f"Request: {text} ->{LABELS[priority]}\n" for text, priority in _EXAMPLES)

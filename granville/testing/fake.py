@@ -56,6 +56,8 @@ class FakePlan:
     """One decode, whatever the number of jobs in it; 0 answers a job whole in one step."""
     context_size: int = 4096
     park: bool = True
+    messages: bool = True
+    """Whether it takes whole conversations."""
     token_bytes: int = 0
     """What a token of a parked job takes."""
     fault: Fault | None = None
@@ -84,7 +86,10 @@ class FakeModel:
     def __init__(self, spec: ModelSpec, plan: FakePlan, count_step: Callable[[], int], *, sleeps: bool) -> None:
         self.slots = spec.slots
         self.capabilities = Capabilities(
-            types=frozenset({spec.type}), park=plan.park, messages=spec.type not in READERS, score=plan.scores
+            types=frozenset({spec.type}),
+            park=plan.park,
+            messages=plan.messages and spec.type not in READERS,
+            score=plan.scores,
         )
         self.info = ModelInfo("fake", plan.context_size, memory_bytes=0, description="echoes its prompt")
         self.elapsed_s = 0.0

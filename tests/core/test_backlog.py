@@ -320,6 +320,27 @@ def test_a_low_job_rises_a_class_each_time(waited: int, beaten: Class | None) ->
         assert old.priority is Priority.LOW
 
 
+def test_who_came_first_takes_a_slot_first_whatever_was_done_to_its_place() -> None:
+    backlog = Backlog(10, AGE_AFTER_S)
+    first, second, third = (make_job(client=client, priority="high") for client in "abc")
+    for n, job in enumerate((first, second, third)):
+        backlog.add(job, n)
+    backlog.take([("model", "m1")], AGE_AFTER_S)  # ages the first
+    backlog.hold(second)
+    backlog.release(second)
+    assert [backlog.take_more_urgent([INFERENCE], Priority.NORMAL) for _ in range(4)] == [first, second, third, None]
+
+
+def test_lending_what_a_job_has_costs_it_no_turn() -> None:
+    backlog = Backlog(10, AGE_AFTER_S)
+    first, second = make_job(client="a", priority="high"), make_job(client="b", priority="high")
+    backlog.add(first, 0)
+    backlog.add(second, 0)
+    backlog.lend(first, Priority.HIGH)
+    assert first.lent is Priority.HIGH  # kept, should it be given a lower class
+    assert drain(backlog) == [first, second]
+
+
 @given(others=st.integers(1, 6), costs=st.lists(st.integers(1, 20), min_size=1, max_size=6))
 def test_low_never_starves(others: int, costs: list[int]) -> None:
     """Clients that each always have critical jobs waiting do not keep a low job out: once it has aged to critical,

@@ -12,28 +12,30 @@ from hypothesis import strategies as st
 
 from granville.scheduling import ranking
 from granville.scheduling.priority import Priority
-from granville.scheduling.ranking import LABELS, SAMPLES, bytes_in_time, calibration, choose, prompt, text_to_rank
+from granville.scheduling.ranking import LABELS, SAMPLES, calibration, choose, prompt, text_to_rank
 from granville.wire.messages import ChatMessage, Request
 
-SENTENCES = Path(__file__).parents[1] / "ranking" / "sentences.toml"
+SENTENCES = Path(__file__).parents[1] / "ranking"
 
 
 def test_the_beginning_of_the_prompt_never_changes() -> None:
     one, other = prompt("fire"), prompt("a joke")
-    assert one.endswith("\n\nRequest: fire\nUrgency:")
-    assert one.removesuffix("fire\nUrgency:") == other.removesuffix("a joke\nUrgency:")
+    assert one.endswith("\nRequest: fire ->")
+    assert one.removesuffix("fire ->") == other.removesuffix("a joke ->")
     for label in LABELS:
-        assert one.count(f"Urgency:{label}\n") == 4
+        assert one.count(f" ->{label}\n") == 4
 
 
 def test_nothing_that_is_judged_by_was_in_what_the_model_is_told() -> None:
-    sentences = tomllib.loads(SENTENCES.read_text())["requests"]
-    assert Counter((each["class"], each["half"]) for each in sentences) == {
-        (priority.wire, half): 10 for priority in Priority for half in ("tune", "held-out")
-    }
     told = {*SAMPLES, *(text for text, _ in ranking._EXAMPLES)}
     assert len(told) == len(SAMPLES) + 16
-    assert not told & {each["text"] for each in sentences}
+    judged: set[str] = set()
+    for name in ("sentences", "fresh"):
+        requests = tomllib.loads((SENTENCES / f"{name}.toml").read_text())["requests"]
+        assert Counter(each["class"] for each in requests) == {priority.wire: 20 for priority in Priority}
+        judged |= {each["text"] for each in requests}
+    assert len(judged) == 160
+    assert not told & judged
 
 
 @given(
@@ -49,6 +51,19 @@ def test_a_model_s_taste_for_a_label_is_taken_off(
     shown[priority] = 100.0
     offsets = calibration([[a + b for a, b in zip(sample, taste, strict=True)] for sample in samples])
     assert choose([a + b for a, b in zip(shown, taste, strict=True)], offsets) is priority
+
+
+@pytest.mark.parametrize("best", [Priority.HIGH, Priority.NORMAL, Priority.LOW])
+def test_what_may_be_critical_is(best: Priority) -> None:
+    """A critical request that is missed costs more than another that goes first."""
+    for behind, chosen in (
+        (0.0, Priority.CRITICAL),
+        (ranking.CRITICAL_MARGIN - 0.01, Priority.CRITICAL),
+        (ranking.CRITICAL_MARGIN + 0.01, best),
+    ):
+        scores = [-20.0] * 4
+        scores[best], scores[Priority.CRITICAL] = -1.0, -1.0 - behind
+        assert choose(scores, (0.0,) * 4) is chosen
 
 
 def test_scores_of_another_number_are_refused() -> None:
@@ -78,11 +93,4 @@ def test_head_and_tail_of_a_long_text_are_kept_without_personal_data() -> None:
     assert shown.startswith("Fire at [email]!")
     assert shown.endswith("Call [phone] at once")
     assert "…" in shown
-    assert len(text_to_rank(Request(id="x", text=text), 80)) < len(shown) / 2
-
-
-def test_a_slow_model_is_given_less_to_read() -> None:
-    fast, slow, slowest = (bytes_in_time(seconds, 250) for seconds in (0.001, 0.03, 10))
-    assert (fast, slowest) == (ranking.MOST_BYTES, ranking.LEAST_BYTES)
-    assert slowest < slow < fast
-    assert bytes_in_time(0.0, 250) == ranking.MOST_BYTES
+    assert len(shown) < 150

@@ -135,3 +135,13 @@ def test_a_full_file_makes_room_and_a_full_disk_is_lived_with(tmp_path: Path, ca
         transcripts._database.execute("PRAGMA query_only = OFF")
         transcripts.save("s119", extended(extended(long, "more"), "and more"), 4)
         assert transcripts.load("s119") == extended(extended(long, "more"), "and more")
+
+
+def test_a_session_that_was_forgotten_while_it_went_on_is_kept_whole(tmp_path: Path) -> None:
+    """Others took its room; its next turn brings all of it back, not what is new alone."""
+    with opened(tmp_path, max_sessions=1) as transcripts:
+        transcripts.save("s", HELLO, 0)
+        transcripts.save("other", HELLO, 0)
+        assert transcripts.load("s") is None
+        transcripts.save("s", extended(HELLO, "more"), len(HELLO.turns))
+        assert transcripts.load("s") == extended(HELLO, "more")

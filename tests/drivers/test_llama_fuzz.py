@@ -8,9 +8,11 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from granville_llama.binding import Decoded
 
 from tests.drivers import tiny_gguf
-from tests.drivers.llama_fuzz import Machine, Plan, Reference
+from tests.drivers.llama_fuzz import Machine, Plan, Reference, load
+from tests.drivers.llama_jobs import job, run
 
 ACTS = 200
 PLENTY = 1 << 30
@@ -54,6 +56,26 @@ def test_a_model_that_cannot_forget_a_part_of_what_it_read(name: str, models: Pa
     machine = disturb(0, name, path, reference, tmp_path / "kv", 120)
     assert machine.compared > 5
     reference.close()
+
+
+def test_an_interrupt_does_not_harm_the_neighbours_of_a_recurrent_model(models: Path) -> None:
+    """What it cuts short would be the moving of their states."""
+    path = tiny_gguf.recurrent(models / "recurrent.gguf")
+    jobs = [job(f"j{index}", f"{index} and so on " * (index + 1), 12) for index in range(4)]
+    alone = Reference(path)
+    expected = {each.id: alone.answer(each)[0].tokens for each in jobs}
+    alone.close()
+    model = load(path, Plan(0), None)
+    decode = model._context.decode
+
+    def interrupted() -> Decoded:
+        model.interrupt()
+        return decode()
+
+    model._context.decode = interrupted  # type: ignore[method-assign]
+    answers = run(model, *jobs)
+    assert {id: answer.tokens for id, answer in answers.items()} == expected
+    model.close()
 
 
 def main() -> None:

@@ -109,6 +109,16 @@ def test_a_long_prompt_is_read_in_pieces_between_the_tokens_of_streams(noise: Pa
     model.close()
 
 
+def test_a_question_of_usual_length_is_read_at_once_when_nothing_else_runs(noise: Path) -> None:
+    model = load(noise, slots=1)
+    ask(model, question("first"))
+    for id, length, steps in (("short", 50, 1), ("long", 100, 2)):
+        model.submit(question(id, "y" * length))
+        events = [event for _ in range(steps) for event in model.step(None)]
+        assert [event.id for event in events] == [id]
+    model.close()
+
+
 def test_a_cancelled_question_is_forgotten_and_what_it_read_is_kept(noise: Path) -> None:
     model = load(noise)
     model.submit(question("gone"))

@@ -83,7 +83,7 @@ def test_flags_in_the_documents_exist() -> None:
                 used.setdefault(name, set()).update(re.findall(r"(?<!\S)--?[a-z][a-z-]*", " ".join(words)))
     assert {"serve", "submit", "chat", "status", "download", "models"} <= used.keys()
     for name, flags in used.items():
-        command = [GRANVILLE, *name.split(), "--help"]
+        command = [str(GRANVILLE), *name.split(), "--help"]
         help_page = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         for flag in flags - {"--help"}:
             assert re.search(rf"(?<!\S){flag}\b", help_page), f"granville {name} has no {flag}"

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 from granville.errors import StartupError
 from granville.testing.fake import FakePlan
@@ -311,3 +312,71 @@ async def test_caches_shrink_as_requests_grow_and_then_new_work_is_refused() -> 
         await trio.sleep(2)
         assert k.drivers[0].models[0].cache_limit == 8 << 20
         assert k.desk.admission.held.total_bytes == 0
+
+
+async def test_a_model_that_is_loaded_takes_only_what_it_can_do() -> None:
+    async with running_kernel(decode_s=1.0) as k:
+        client, other = k.connect(), k.connect()
+        await client.send(request("runs", "a b c d e"), request("turn", session_id="s"), request("single", "x"))
+        await trio.sleep(0.5)
+        k.load_plan = FakePlan(decode_s=1.0, messages=False)
+        assert (await other.ask(load("plain:m.gguf")))["model"]["state"] == "ready"
+        got = await ends(client, 3)
+        assert [got[id]["model_id"] for id in ("runs", "turn", "single")] == ["fake-0", "fake-0", "plain"]
+
+
+async def test_what_a_model_turns_out_not_to_be_able_to_do_is_told() -> None:
+    async with running_kernel() as k:
+        client, other = k.connect(), k.connect()
+        k.load_plan = FakePlan(load_s=5.0, messages=False)
+        await other.send(load("plain:m.gguf"))
+        await trio.sleep(1)
+        await client.send(request("turn", session_id="s", model_id="plain"))
+        assert (await ends(client, 1))["turn"]["error"] == "unsupported"
+
+
+async def test_the_turn_after_one_that_failed_goes_only_where_conversations_are_taken() -> None:
+    async with running_kernel(decode_s=1.0) as k:
+        client = k.connect()
+        k.load_plan = FakePlan(decode_s=1.0, messages=False)
+        await client.ask(load("plain:m.gguf"))
+        await client.send(request("t1", "a b c", session_id="s", timeout_ms=1500), request("t2", "x", session_id="s"))
+        got = await ends(client, 2)
+        assert (got["t1"]["error"], got["t2"].get("model_id")) == ("deadline_exceeded", "fake-0")
+
+
+async def test_all_turns_that_named_a_model_which_is_unloaded_are_told_the_same() -> None:
+    async with running_kernel(models=2, decode_s=1.0) as k:
+        client, other = k.connect(), k.connect()
+        await client.send(request("runs", "a b c", model_id="fake-0"))
+        await client.send(*(request(f"t{n}", "a b c", session_id="s", model_id="fake-0") for n in range(3)))
+        await trio.sleep(0.5)
+        await other.send(unload("fake-0"))
+        got = await ends(client, 4)
+        assert [got[f"t{n}"]["error"] for n in range(3)] == ["no_model"] * 3
+        assert "tool_id" in got["runs"]
+
+
+async def test_a_model_that_was_left_behind_leaves_no_task() -> None:
+    async with running_kernel(models=2, decode_s=1.0, fault="hang", fault_word="poison") as k:
+        client = k.connect()
+        await client.send(request("stuck", "poison", model_id="fake-0"))
+        await trio.sleep(5)
+        before = {task.name for task in k.nursery.child_tasks}
+        await client.send(unload("fake-0", force=True))
+        assert (await ends(client, 1))["stuck"]["error"] == "no_model"
+        assert (await client.receive())["state"] == "unloaded"
+        await trio.testing.wait_all_tasks_blocked()
+        assert {task.name for task in k.nursery.child_tasks} <= before
+
+
+async def test_a_model_is_not_loaded_into_the_memory_of_held_requests() -> None:
+    async with running_kernel(decode_s=1.0, memory_bytes=2 * GB, kv_ram_bytes=1 << 20) as k:
+        k.load_plan = FakePlan(weights_bytes=GB)
+        client, other = k.connect(), k.connect()
+        k.desk.admission.held.total_bytes += GB
+        reply = await other.ask(load("big:m.gguf"))
+        assert (reply["error"], reply["code"]) == ("unsupported", 422)
+        assert "1.1 GB for requests" in reply["message"]
+        k.desk.admission.held.total_bytes -= GB
+        assert (await client.ask(load("big:m.gguf")))["model"]["state"] == "ready"

@@ -11,6 +11,7 @@ import trio.testing
 from granville.testing.kernel import Client, Kernel, request, running_kernel
 
 MIB = 1 << 20
+GIB = 1 << 30
 WORDS = "one two three four five six seven eight"
 
 
@@ -122,7 +123,9 @@ async def test_a_parked_job_can_end(how: str) -> None:
         if how == "leaves":
             await client.stream.aclose()
         else:
-            assert (await client.terminal())["error"] == {"cancel": "cancelled", "deadline": "deadline_exceeded"}[how]
+            end = await client.terminal()
+            assert end["error"] == {"cancel": "cancelled", "deadline": "deadline_exceeded"}[how]
+            assert how == "cancel" or "while the job was parked" in end["message"]
         await settle(1.1)
         (model,) = k.drivers[0].models
         assert not model._parked
@@ -228,3 +231,28 @@ async def test_a_turn_that_an_urgent_one_waits_for_is_urgent(autojump_clock: Any
         ends = await collect(client, 3)
         assert [end["id"] for end in ends] == ["t1", "t2", "busy"]
         assert [end["priority"] for end in ends] == ["low", "critical", "normal"]
+
+
+async def test_each_model_that_keeps_states_has_a_share_of_their_memory() -> None:
+    async with running_kernel(types=["inference", "embedding", "inference"], memory_bytes=GIB, kv_ram_bytes=MIB) as k:
+        assert k.desk.cache_share() == MIB // 2
+        await settle()
+        assert [driver.models[0].cache_limit for driver in k.drivers] == [MIB // 2, 0, MIB // 2]
+
+
+async def test_shutting_down_starts_nothing_and_parks_nobody() -> None:
+    """The end of a turn that waits to be ranked would else be the beginning of the next, which is urgent."""
+    async with running_kernel(decode_s=1.0, scores=True, rank_ms=5000) as k:
+        client = k.connect()
+        await settle(60)
+        await client.send(request("low", WORDS, priority="low"))
+        await settle(0.1)
+        await client.send(request("t1", "a", ranked=True, session_id="s"))
+        await client.send(request("t2", "b", priority="critical", session_id="s"))
+        await settle(0.1)
+        assert k.queue == 2
+        k.desk.stop()
+        ends = {end["id"]: end for end in await collect(client, 3)}
+        assert (ends["t1"]["error"], ends["t2"]["error"]) == ("shutting_down", "shutting_down")
+        assert "tool_id" in ends["low"]
+        assert k.desk.counters.preemptions == 0

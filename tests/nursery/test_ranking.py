@@ -17,7 +17,7 @@ from granville.wire.messages import Class
 CALIBRATED_S = 10.0
 
 
-def unranked(id: str, text: str = "an urgent matter", **more: Any) -> dict[str, Any]:
+def unranked(id: str, text: str = "a deadline at five", **more: Any) -> dict[str, Any]:
     return request(id, text, ranked=True, **more)
 
 
@@ -46,9 +46,9 @@ async def ended(client: Client, message: dict[str, Any]) -> tuple[dict[str, Any]
 @pytest.mark.parametrize(
     ("text", "priority"),
     [
-        ("this is an emergency now", "critical"),
-        ("this is urgent work", "high"),
-        ("this is routine work", "normal"),
+        ("this is a crisis now", "critical"),
+        ("this has a deadline", "high"),
+        ("this is a task", "normal"),
         ("do it someday please", "low"),
     ],
 )
@@ -60,7 +60,7 @@ async def test_the_rank_comes_out_as_the_priority(text: str, priority: Class) ->
         assert result["priority"] == priority
         assert result["tool_input_json"] == f'["{text}"]'
         assert took == pytest.approx(0.05)
-        turns = [{"role": "user", "content": "an emergency"}, {"role": "assistant", "content": "someday"}]
+        turns = [{"role": "user", "content": "a crisis"}, {"role": "assistant", "content": "someday"}]
         messages = [*turns, {"role": "user", "content": text}]
         result, _ = await ended(client, {"id": "messages", "messages": messages, "ranked": True})
         assert result["priority"] == priority
@@ -73,7 +73,7 @@ async def test_a_job_that_is_ranked_goes_where_its_class_belongs() -> None:
         client = k.connect()
         await client.send(request("runs", "a b c d e f", priority="critical"))
         await client.send(*(request(f"high{n}", "a", priority="high") for n in range(3)))
-        await client.send(unranked("low", "one someday"), unranked("first", "an emergency"))
+        await client.send(unranked("low", "one someday"), unranked("first", "a crisis"))
         ends = [(await client.terminal())["id"] for _ in range(6)]
         assert ends == ["runs", "first", "high0", "high1", "high2", "low"]
 
@@ -87,7 +87,7 @@ async def test_only_who_asks_is_ranked() -> None:
             ({"ranked": False}, "normal"),
             ({}, "normal"),
         ):
-            result, _ = await ended(client, request("x", "an emergency", **fields))
+            result, _ = await ended(client, request("x", "a crisis", **fields))
             assert result["priority"] == priority
         assert status(k)["ranked"] == 0
 
@@ -152,18 +152,18 @@ async def test_a_ranker_that_dies_loses_nothing_and_ranks_again_when_it_is_back(
     async with running_kernel(scores=True, fault="raise", fault_after_steps=last_of_calibration + 1) as k:
         await ranker(k)
         client = k.connect()
-        result, _ = await ended(client, unranked("lost", "an emergency", timeout_ms=60_000))
+        result, _ = await ended(client, unranked("lost", "a crisis", timeout_ms=60_000))
         assert result["priority"] == "normal"
         assert "error" not in result
         await ranker(k)
-        result, _ = await ended(client, unranked("again", "an emergency"))
+        result, _ = await ended(client, unranked("again", "a crisis"))
         assert result["priority"] == "critical"
 
 
 async def test_text_that_cannot_be_redacted_is_not_shown_to_the_ranker(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def broken(request: object, most_bytes: int) -> str:
+    def broken(request: object) -> str:
         raise ValueError("my secret text")
 
     async with running_kernel(scores=True) as k:
@@ -200,3 +200,9 @@ async def test_a_turn_is_held_by_its_session_and_by_its_ranking() -> None:
         ends = [await client.terminal() for _ in range(2)]
         assert [(end["id"], end["priority"]) for end in ends] == [("first", "normal"), ("second", "low")]
         assert ends[1]["usage"]["prompt_tokens"] > 5  # what was said before is in it
+
+
+async def test_only_models_that_generate_rank() -> None:
+    async with running_kernel(types=["embedding", "rerank"], scores=True) as k:
+        await trio.sleep(CALIBRATED_S)
+        assert status(k)["model"] is None

@@ -90,3 +90,22 @@ async def test_a_client_that_never_reads_its_acks_is_read_no_further() -> None:
         assert accepted < 3000, "its unread ACKs are over the high-water mark"
         await other.send(request("urgent", "a", priority="critical"))
         assert (await other.terminal())["id"] == "urgent"
+
+
+async def test_a_reader_that_takes_a_little_now_and_then_has_not_gone() -> None:
+    """Over four minutes for it all, and always some of it within `write_stall_s`."""
+    async with running_kernel(context_size=10**6) as k:
+        ours, theirs = trio.testing.lockstep_stream_pair()
+
+        async def serve() -> None:
+            await Connection(theirs, Peer(None), k.desk, k.senders).run()
+
+        k.nursery.start_soon(serve)
+        client = Client(ours)
+        await client.send(request("long", "word " * 30_000, max_tokens=30_000))
+        data = b""
+        while b"completion_tokens" not in data:
+            await trio.sleep(20)
+            data += await ours.receive_some(12_000)
+        assert trio.current_time() > 4 * k.desk.config.write_stall_s
+        assert (await client.ask(request("next")))["status"] == "accepted"

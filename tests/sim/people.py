@@ -125,6 +125,8 @@ class Person:
         self.rng = Random(f"{scenario.seed} person {number}")
         self.reader = Reader(world)
         self.peer = SimPeer(None)
+        self.stream: Any
+        self.theirs: Any
         make_pair = trio.testing.lockstep_stream_pair if kind == "slow" else trio.testing.memory_stream_pair
         self.stream, self.theirs = make_pair()
         self._asks: list[Ask] = []
@@ -206,7 +208,8 @@ class Person:
                 return [self._conflicting(earlier.ask)]
             world.repeatable.remove(earlier)
             if message.get("callback") is None:
-                earlier.reader.may_lose(earlier.ask.id)
+                for reader in (earlier.reader, self.reader):  # whoever is heard last gets the answer
+                    reader.may_lose(earlier.ask.id)
                 world.repeats.add(earlier.ask.id)
                 return [Ask(message | {"stream": rng.random() < 0.5}, earlier.ask.words)]
             return [Ask(message, earlier.ask.words)]

@@ -18,8 +18,6 @@ class FakeSpec:
     slots: int
     plan: dict[str, Any]
     """Fields of FakePlan."""
-    messages: bool = True
-    """Whether it takes whole conversations."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,11 @@ class Scenario:
     @property
     def healthy(self) -> bool:
         """All models serve all the time, and alike."""
-        return not self.faults and not self.operations and all(model.messages for model in self.models)
+        return not self.faults and not self.operations and self.all_chat
+
+    @property
+    def all_chat(self) -> bool:
+        return all(model.plan["messages"] for model in self.models)
 
     @property
     def small_contexts(self) -> bool:
@@ -67,9 +69,8 @@ def draw(seed: int) -> Scenario:
     if "hang" in faults:  # nothing else ends a driver that hangs
         operations |= {"force"}
     types: list[ModelType] = ["inference"] * rng.choice([1, 1, 2, 2, 3])
-    for other in ("ranker", "embedding", "rerank"):
-        if rng.random() < 0.2:
-            types.append(other)  # type: ignore[arg-type]
+    others: tuple[ModelType, ...] = ("ranker", "embedding", "rerank")
+    types += [other for other in others if rng.random() < 0.2]
     decode_s, prefill_token_s = rng.choice([0.0, 0.05, 0.5, 1.0]), rng.choice([0.0, 0.0, 0.01])
     no_chat = rng.random() < 0.15
     models = tuple(_model(rng, type, decode_s, prefill_token_s, no_chat and n == 0) for n, type in enumerate(types))
@@ -112,6 +113,7 @@ def _model(rng: Random, type: ModelType, decode_s: float, prefill_token_s: float
         "prefill_token_s": prefill_token_s,
         "load_s": rng.choice([0.0, 2.0]),
         "park": rng.random() < 0.85,
+        "messages": not no_chat,
         "token_bytes": rng.choice([0, 1, 1000]),
         "context_size": rng.choice([4096, 4096, 4096, 12]),
         "scores": rng.random() < 0.5,
@@ -119,4 +121,4 @@ def _model(rng: Random, type: ModelType, decode_s: float, prefill_token_s: float
         "score_fails": rng.random() < 0.1,
         "weights_bytes": 1000,
     }
-    return FakeSpec(type, rng.choice([1, 1, 2, 4]), plan, messages=not no_chat)
+    return FakeSpec(type, rng.choice([1, 1, 2, 4]), plan)

@@ -1,7 +1,5 @@
-"""The whole kernel under thousands of small misfortunes.
-
-    python -m tests.sim.test_kernel 17            # replay a seed
-    python -m tests.sim.test_kernel 1000 3000     # run a range
+"""The whole kernel under thousands of small misfortunes. `python -m tests.sim.test_kernel 17` replays seed 17, and with
+`1000 3000` it runs those from 1000 on.
 """
 
 from __future__ import annotations

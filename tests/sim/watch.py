@@ -12,13 +12,13 @@ from unittest.mock import patch
 import trio
 
 from granville.errors import DeadlineExceeded, Internal, QueueFull
-from granville.hosting.interface import Embed, Generate, Message, Rerank, Score, Task
+from granville.hosting.interface import Embed, Generate, Rerank, Score, Task
 from granville.nursery.desk import Desk
 from granville.nursery.inference import MAX_PARKS, Inference
 from granville.scheduling.job import Job
 from granville.scheduling.memory import KEEPS_STATES
-from granville.testing.fake import FakeDriver, FakeModel
 from granville.scheduling.sessions import Transcript
+from granville.testing.fake import FakeModel
 from granville.wire.messages import Result
 from tests.sim.scenario import Scenario
 
@@ -168,7 +168,7 @@ class Watch:
         assert [(said.role, said.content) for said in task.messages] == expected
         for said in task.messages:
             words = len(said.content.split())
-            assert said.token_ids in ((), tuple(range(words))) and (said.role == "assistant" or not said.token_ids)
+            assert said.token_ids in ((), *([tuple(range(words))] if said.role == "assistant" else []))
         self._prompts[job.arrival] = sum(len(content.split()) for _, content in expected)
 
     def _conversation(self, job: Job) -> list[tuple[str, str]]:
@@ -239,10 +239,9 @@ class Watch:
         assert not any(queue._flows or queue._lanes for queue in backlog._queues.values())
         assert not any(backlog._order.values())
         assert not desk.sessions._live
-        assert desk.rescue._on_trial is None and not desk.rescue._suspects
+        assert (desk.rescue._on_trial, desk.rescue._suspects) == (None, set())
         assert not desk.ranking._waiting
-        assert desk._undecided == 0 and desk.cork._depth == 0
-        assert desk.counters.senders == 0
+        assert (desk._undecided, desk.cork._depth, counters.senders) == (0, 0, 0)
         for model in desk.models:
             if model.stalled_s() <= desk.config.stall_s:
                 self._check_model_rests(model)
@@ -250,12 +249,11 @@ class Watch:
     def _check_model_rests(self, model: Inference) -> None:
         desk, id = self.desk, model.entry.id
         assert not model.entry.running, f"slots of {id} leak"
-        assert not model._jobs and not model._parked, id
-        assert not model._leaving, f"{id} {model._leaving} {model.entry.state}"
+        assert (model._jobs, model._parked, model._leaving) == ({}, {}, set()), id
         assert not model._scores._questions, id
         fake = getattr(model._stepper, "_model", None)
         if fake is not None and model.entry.state == "ready":
-            assert not fake._running and not fake._parked and not fake._questions, id
+            assert (fake._running, fake._parked, fake._questions) == ({}, {}, []), id
             if model.entry.type in KEEPS_STATES and all(other.state == "ready" for other in desk.roster):
                 share, step = desk.cache_share(), desk.budget.kv_ram_bytes // 16
                 assert abs(fake.cache_limit - share) <= step, f"{id} keeps {fake.cache_limit}, its share is {share}"
@@ -263,17 +261,13 @@ class Watch:
 
 class WatchedModel(FakeModel):
     watch: Watch
-    chats: bool
 
     def submit(self, request: Task) -> None:
         with unforgiving():
-            self.watch.given(request, messages=self.chats)
+            self.watch.given(request, messages=self.capabilities.messages)
             super().submit(request)
 
     def resume(self, id: str) -> None:
         with unforgiving():
             assert len(self._running) < self.slots, "more jobs than slots"
         super().resume(id)
-
-
-__all__ = ["FakeDriver", "Message", "Watch", "WatchedModel"]

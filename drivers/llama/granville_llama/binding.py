@@ -125,6 +125,7 @@ class Weights:
         self.is_spm: bool = c.llama_vocab_type(self._vocab) == c.LLAMA_VOCAB_TYPE_SPM
         self.size_bytes: int = c.llama_model_size(self._model)
         self.trained_context: int = c.llama_model_n_ctx_train(self._model)
+        self.recurrent: bool = c.llama_model_is_recurrent(self._model) or c.llama_model_is_hybrid(self._model)
         is_causal = self.metadata(f"{self.architecture}.attention.causal") != "false"
         self.generates: bool = (
             is_causal and c.llama_model_has_decoder(self._model) and not c.llama_model_has_encoder(self._model)
@@ -284,8 +285,10 @@ class Context:
         params.type_k = params.type_v = KV_TYPES[kv_type][0]
         params.offload_kqv = params.op_offload = gpu
         params.no_perf = True
-        params.abort_callback = flag_is_set
-        params.abort_callback_data = ctypes.addressof(self._flag)
+        if not weights.recurrent:
+            # A batch moves the states of sequences that are not in it, too: cut short, it leaves theirs wrong.
+            params.abort_callback = flag_is_set
+            params.abort_callback_data = ctypes.addressof(self._flag)
         self.handle = c.llama_init_from_model(weights._model, params)
         if not self.handle:
             raise DriverError(
@@ -370,7 +373,8 @@ class Context:
         c.llama_set_n_threads(self.handle, threads, threads)
 
     def interrupt(self) -> None:
-        """From any thread: end the running `decode`, or else the next one, until `rearm`."""
+        """From any thread: end the running `decode`, or else the next one, until `rearm`. A recurrent model's goes on
+        to its end."""
         self._flag[0] = b"\1"
 
     def rearm(self) -> None:

@@ -91,7 +91,7 @@ class LlamaModel:
     def step(self, prefill_ms: float | None) -> list[Event]:
         self._context.rearm()
         self._pacer.threads = self._crew.before()
-        self._events += self._scorer.step()
+        self._events += self._scorer.step(alone=not self._seats.running)
         seats = self._seats
         seats.settle()
         streams = seats.streams

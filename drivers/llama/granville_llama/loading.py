@@ -16,7 +16,8 @@ from granville_llama.engine import LlamaModel
 from granville_llama.kv import KvStore
 from granville_llama.kvfiles import KvFiles
 from granville_llama.reader import POOLING, Reader, pooling_of
-from granville_llama.scoring import PIECE_TOKENS, SCORING_TOKENS, Scorer
+from granville_llama.scoring import BATCH_TOKENS as SCORING_BATCH_TOKENS
+from granville_llama.scoring import SCORING_TOKENS, Scorer
 from granville_llama.template import ChatTemplate
 from granville_llama.threads import Crew, usable_cores
 
@@ -133,7 +134,7 @@ def _scorer(spec: ModelSpec, options: Options, weights: Weights) -> Scorer:
             weights,
             slots=1,
             context_size=SCORING_TOKENS,
-            batch_tokens=PIECE_TOKENS,
+            batch_tokens=SCORING_BATCH_TOKENS,
             threads=spec.threads or options.most_threads or usable_cores(),
             flash_attention=options.flash_attention,
             kv_type=options.kv_type,

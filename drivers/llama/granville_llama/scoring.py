@@ -15,8 +15,10 @@ from granville_llama.binding import Context, Decoded, Weights
 
 SCORING_TOKENS = 1024
 """The longest prompt that can be scored."""
+BATCH_TOKENS = 64
+"""Read in a step at most: a usual question is then one batch."""
 PIECE_TOKENS = 32
-"""Read in a step: running streams wait for no more."""
+"""Read in a step beside running streams, which wait for no more."""
 SEEN_CHARS = 8
 """Of the prompt's end, what may take part in a label's first token."""
 
@@ -25,7 +27,7 @@ class Scorer:
     """Questions are answered one after another, each in one step or more."""
 
     def __init__(self, weights: Weights, make_context: Callable[[], Context]) -> None:
-        """`make_context`, for one sequence of SCORING_TOKENS in batches of PIECE_TOKENS, is called at the first
+        """`make_context`, for one sequence of SCORING_TOKENS in batches of BATCH_TOKENS, is called at the first
         question: a model that nobody asks pays nothing."""
         self._weights = weights
         self._make_context = make_context
@@ -57,14 +59,14 @@ class Scorer:
         if self._context is not None:
             self._context.set_threads(threads)
 
-    def step(self) -> list[Event]:
-        """Read a piece of the prompt at the head; its answer when that was the last. Raises DriverError when the
-        backend is lost."""
+    def step(self, *, alone: bool) -> list[Event]:
+        """Read a piece of the prompt at the head; its answer when that was the last. `alone`: nothing else waits for
+        the end of the step. Raises DriverError when the backend is lost."""
         if not self._questions:
             return []
         question = self._questions[0]
         try:
-            value = self._go_on(question)
+            value = self._go_on(question, BATCH_TOKENS if alone else PIECE_TOKENS)
         except _Refused as refused:
             self._prompt = []
             self._questions.popleft()
@@ -82,13 +84,13 @@ class Scorer:
             self._context.close()
             self._context = None
 
-    def _go_on(self, question: Score) -> list[float] | None:
+    def _go_on(self, question: Score, most_tokens: int) -> list[float] | None:
         context = self._context or self._open()
         labels = self._first_tokens(question)
         if not self._prompt:
             self._begin(context, question)
         start = len(self._read)
-        count = _piece(len(self._prompt) - start)
+        count = _piece(len(self._prompt) - start, most_tokens)
         is_last = start + count == len(self._prompt)
         tokens = self._prompt[start : start + count]
         index = context.add(tokens, start, 0, is_last)
@@ -162,6 +164,6 @@ class _Refused(Exception):
         self.error = error
 
 
-def _piece(unread: int) -> int:
+def _piece(unread: int, most_tokens: int) -> int:
     """No single token is left for the last piece."""
-    return PIECE_TOKENS - 1 if unread == PIECE_TOKENS + 1 else min(unread, PIECE_TOKENS)
+    return most_tokens - 1 if unread == most_tokens + 1 else min(unread, most_tokens)
