@@ -15,7 +15,7 @@ from tests.sim.scenario import draw
 from tests.sim.watch import Violation
 from tests.sim.world import simulate
 
-SEEDS = 200
+SEEDS = 80
 BATCH = 20
 
 
