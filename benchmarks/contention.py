@@ -89,8 +89,10 @@ def long_prompt(peers: Peers, settings: Settings) -> list[Figure]:
     with _both(peers, settings, slots=8) as subjects:
         for number in range(settings.rounds):
             for subject in turn(subjects, number):
-                (alone,) = _long(subject).load(clients=1, requests=1, max_tokens=[8])
-                late = _long(subject, "--after", str(QUIET_S + 2)).start(clients=1, requests=1, max_tokens=[8])
+                (alone,) = _long(subject, f"alone {number}").load(clients=1, requests=1, max_tokens=[8])
+                late = _long(subject, f"late {number}", "--after", str(QUIET_S + 2)).start(
+                    clients=1, requests=1, max_tokens=[8]
+                )
                 time.sleep(1.0)  # its process has started and is silent
                 streams = subject.load(clients=STREAMS, requests=STREAMS, max_tokens=[STREAM_TOKENS])
                 (record,) = run_load(late)
@@ -137,8 +139,9 @@ def long_prompt(peers: Peers, settings: Settings) -> list[Figure]:
     return figures
 
 
-def _long(subject: Subject, *more: str) -> Subject:
-    text = "{n}: " + PARAGRAPH * (LONG_TOKENS // PARAGRAPH_TOKENS)
+def _long(subject: Subject, name: str, *more: str) -> Subject:
+    """No two begin alike: none is in a cache."""
+    text = f"{name} {{n}}: " + PARAGRAPH * (LONG_TOKENS // PARAGRAPH_TOKENS)
     return replace(subject, command=(*subject.command, "--text", text, *more))
 
 

@@ -77,7 +77,7 @@ class Results(Struct, kw_only=True):
 
 def ratio(values: Sequence[float], others: Sequence[float]) -> float:
     """The median over the rounds of one divided by the other. Raises ValueError when the rounds do not match."""
-    return statistics.median(a / b for a, b in zip(values, others, strict=True))
+    return statistics.median(a / b if b else float(a != b) for a, b in zip(values, others, strict=True))
 
 
 def tables(figures: Iterable[Figure]) -> list[Table]:

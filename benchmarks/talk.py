@@ -32,6 +32,8 @@ QUESTIONS = (
     "How does the story end?",
     "And what came after that?",
 )
+ONE_REQUEST = httpx.Limits(max_keepalive_connections=0)
+"""A connection each: llama.cpp's server may close one that is kept just as the next request goes out."""
 
 
 class Turn(Struct, kw_only=True):
@@ -157,7 +159,7 @@ async def main(
             ask = by_session(client, name, max_tokens)
             records = await run_talk(ask, conversations, numbers, name, minutes)
     else:
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=300) as http:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=300, limits=ONE_REQUEST) as http:
             records = await run_talk(by_messages(http, max_tokens), conversations, numbers, name, minutes)
     print(msgspec.json.encode(records).decode())
 

@@ -234,7 +234,7 @@ def test_streams_go_on_while_a_neighbour_prefills(model: LlamaModel) -> None:
         model.cancel("stream")
         return len(answers["stream"].tokens) - before
 
-    assert stream_tokens_before(urgency=1) == 300 // 16
+    assert stream_tokens_before(urgency=1) == 300 // 8
     assert stream_tokens_before(urgency=0) <= 1, "a critical job is not held back for others"
 
 

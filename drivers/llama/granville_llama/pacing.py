@@ -13,8 +13,10 @@ TURN_TOKENS = 512
 TURN_TOKENS_A_SLOT = 64
 """Prefill before streams have their turn when there was no stream at its beginning, the larger of the two: prompts
 that arrive together are read together, and their streams then run together."""
-MIN_PIECE_TOKENS = 16
-"""Prefill in smaller pieces costs more than it spares the streams."""
+MIN_PIECE_TOKENS = 8
+"""At least so much is read between two decodes. Behind 1 500 tokens sixteen may take as long as four decodes of small
+weights, and their streams would stall for five; with eight a prompt still comes to its end in twice its time."""
+MIN_INTERRUPTED_TOKENS = 16
 PIECE_STEP_TOKENS = 4
 """Matrix kernels work on rows by four: 17 tokens take as long as 20."""
 DECODES_OF_PREFILL = 2.0
@@ -174,7 +176,7 @@ class Pacer:
 
     def interrupted(self) -> None:
         """A piece did not come to its end. Perhaps again and again: a smaller one has a better chance."""
-        self._most_tokens = max(MIN_PIECE_TOKENS, self._most_tokens // 2)
+        self._most_tokens = max(MIN_INTERRUPTED_TOKENS, self._most_tokens // 2)
 
     def streams_turn(self) -> None:
         self._begun = False
