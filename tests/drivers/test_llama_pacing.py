@@ -64,7 +64,7 @@ def test_streams_wait_for_two_decodes_of_prefill_however_long_the_prompt_gets() 
     decode = decode_s(STREAMS, STREAM_WORK)
     waits = turns(paced())
     assert max(waits) <= 2.0 * decode
-    assert min(waits) >= 1.4 * decode, "what is allowed is used"
+    assert min(waits) >= 1.0 * decode, "what is allowed is used, but for the headroom"
 
 
 @given(st.integers(0, 1000), st.sampled_from([0.5, 2.0]))
