@@ -263,7 +263,8 @@ def test_the_queue_bound_is_exact(folder: Path) -> None:
 
 def test_a_critical_request_behind_a_hundred_low_ones_is_next(daemon: Daemon) -> None:
     with daemon.connect() as client:
-        assert is_ack(client.ask({"id": "runs", "text": words(5000), "max_tokens": 5000}))
+        runs = {"id": "runs", "text": words(5000), "max_tokens": 5000, "priority": "critical"}  # nobody takes its slot
+        assert is_ack(client.ask(runs))
         eventually(lambda: daemon.counts()["running"] == 1)
         for n in range(100):
             assert is_ack(client.ask({"id": f"low-{n}", "text": f"low {n}", "priority": "low"}))
