@@ -50,8 +50,8 @@ from granville.models.tune import (
 )
 from granville.models.tuned import is_tuned_file, sha256, this_machine, tuned_path, tuning_path
 
-TEXT_TOKENS = 2560
-"""Of the text that perplexity is measured on: five windows."""
+TEXT_TOKENS, QUICK_TEXT_TOKENS = 8176, 4088
+"""Of the texts that perplexity is measured on: sixteen windows, or eight."""
 PREFILL_TOKENS, QUICK_PREFILL_TOKENS = 256, 128
 STEPS, QUICK_STEPS = 24, 10
 ROUNDS, QUICK_ROUNDS = 3, 2
@@ -102,6 +102,11 @@ class _Run:
     _done: float = 0.0
     _whole: float = 1.0
 
+    @property
+    def _reading(self) -> int:
+        """Units of work that a reading of the texts is."""
+        return 10 if self.wish.quick else 20
+
     async def command(self, what: str, weight: float, **command: Any) -> dict[str, Any]:
         """One command of the driver's, of so many units of work."""
 
@@ -118,9 +123,9 @@ class _Run:
         facts = await self.command("asking the driver", 0, op="describe")
         kinds = self._kinds(facts["types"])
         rounds = QUICK_ROUNDS if self.wish.quick else ROUNDS
-        # A unit is about a second for a small model: writing 2, a timing 2, reading 6, each trial of settings 1.
+        # A unit is about a second for a small model: writing 2, a timing 2, reading 10 or 20, each trial of settings 1.
         trials = settings_to_try(facts["threads"], this_machine().cores, quick=self.wish.quick)
-        self._whole = len(kinds) * 2 + (len(kinds) + 1) * (rounds * 2 + 6) + len(trials) * (rounds - 1)
+        self._whole = len(kinds) * 2 + (len(kinds) + 1) * (rounds * 2 + self._reading) + len(trials) * (rounds - 1)
         for kind in kinds:
             await self._make(kind, folder)
         speeds = await self._time(rounds)
@@ -217,7 +222,8 @@ class _Run:
     async def _losses(self, candidate: Candidate) -> list[float]:
         what = f"reading a text with {candidate.type}"
         path = str(self.files[candidate.type])
-        found = await self.command(what, 6, op="perplexity", path=path, tokens=TEXT_TOKENS)
+        tokens = QUICK_TEXT_TOKENS if self.wish.quick else TEXT_TOKENS
+        found = await self.command(what, self._reading, op="perplexity", path=path, tokens=tokens)
         losses: list[float] = found["losses"]
         return losses
 

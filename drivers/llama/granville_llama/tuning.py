@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.resources import files
+from itertools import cycle, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,9 +31,11 @@ from granville_llama.threads import usable_cores
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-TEXT = "alice.txt"
-"""Lewis Carroll, Alice's Adventures in Wonderland (1865), chapter I: in the public domain. Plain text with straight
-quotation marks, a paragraph a line, the words printed in italics as they are."""
+TEXTS = ("alice.txt", "constitution.txt", "as-you-like-it.txt", "paradise-lost.txt")
+"""In `texts/`, each the beginning of a work in the public domain: a tale (Lewis Carroll, Alice's Adventures in
+Wonderland, 1865), a law (the Constitution of the United States, 1787), a play (Shakespeare, As You Like It) and a poem
+(Milton, Paradise Lost). What a format loses differs from one text to another by more than the chance of its words: one
+kind of text would judge it by that kind."""
 WINDOW_TOKENS = 512
 CONTEXT_STEP_TOKENS = 256
 READING_BATCH_TOKENS = 128
@@ -57,23 +60,24 @@ def quantise(progress: Progress, *, source: str, target: str, type: str) -> dict
 
 
 def perplexity(progress: Progress, *, path: str, tokens: int) -> dict[str, Any]:
-    """Read the text in windows of 512 tokens that know nothing of each other, and at least so many `tokens` of it (a
-    text that is too short is read from its beginning again). The result is the loss at each token but the windows'
-    first: the negative logarithm of the probability that the model gave it; perplexity is e to their mean."""
+    """Read the texts in windows of 512 tokens that know nothing of each other, a window of each in turn, and at least
+    so many `tokens` of them (a text that is too short is read from its beginning again). The result is the loss at each
+    token but the windows' first: the negative logarithm of the probability that the model gave it; perplexity is e to
+    their mean."""
     import numpy as np
 
     with _weights(path) as weights:
-        text = weights.tokenize(files(__package__).joinpath(TEXT).read_text("utf-8"), control=False)
+        texts = [_text(weights, name) for name in TEXTS]
         beginning = [weights.bos] if weights.adds_bos else []
         size = min(WINDOW_TOKENS, weights.trained_context) - len(beginning)
         batch_tokens = READING_BATCH_TOKENS
         windows = -(-tokens // size)
-        text *= -(-windows * size // len(text))
         losses: list[float] = []
         with _context(weights, 1, WINDOW_TOKENS, batch_tokens, usable_cores(), "f16", batch_tokens) as context:
             for window in range(windows):
                 context.trim(0, 0)
-                run = beginning + text[window * size : (window + 1) * size]
+                turn, which = divmod(window, len(texts))
+                run = beginning + _stretch(texts[which], turn * size, size)
                 for start in range(0, len(run), batch_tokens):
                     part = run[start : start + batch_tokens]
                     context.add(part, start, 0, True)
@@ -106,10 +110,9 @@ def speed(
     speeds = []
     with _weights(path) as weights:
         load_s = time.perf_counter() - began
-        text = weights.tokenize(files(__package__).joinpath(TEXT).read_text("utf-8"), control=False)
         most = max(sequences)
         room = max(prefill_tokens, PREFIX_TOKENS + WARM_UP_STEPS + steps)
-        text *= -(-(room + most) // len(text))
+        text = _stretch(_text(weights, TEXTS[0]), 0, room + most)
         for index, setting in enumerate(settings):
             batch_tokens = max(int(setting["batch_tokens"]), most)
             threads = int(setting["threads"]) or usable_cores()
@@ -123,6 +126,15 @@ def speed(
             progress(index + 1, len(settings))
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return {"load_s": load_s, "memory_bytes": memory, "speeds": speeds}
+
+
+def _text(weights: Weights, name: str) -> list[int]:
+    return weights.tokenize(files(__package__).joinpath("texts", name).read_text("utf-8"), control=False)
+
+
+def _stretch(text: Sequence[int], start: int, size: int) -> list[int]:
+    """So many tokens from there on, as if the text had no end."""
+    return list(islice(cycle(text), start, start + size))
 
 
 def _prefill(context: Context, tokens: Sequence[int], sequence: int, batch_tokens: int) -> float:
