@@ -69,6 +69,7 @@ def bench(
     repack: bool = REPACK,
     minutes: float = 10.0,
     quick: bool = False,
+    before: Path | None = None,
     json: Path = ROOT / "build" / "bench" / "results.json",
 ) -> int:
     """Run the scenarios and print a table for each.
@@ -93,6 +94,8 @@ def bench(
         How long sessions churn.
     quick
         One round of one request a client: to see that everything runs.
+    before
+        The interpreter of an environment with an earlier Granville: `serving` measures that one too.
     json
         Where the results go.
     """
@@ -104,6 +107,7 @@ def bench(
         requests_per_client=QUICK_REQUESTS if quick else requests,
         repack=repack,
         churn_minutes=QUICK_CHURN_MINUTES if quick else minutes,
+        before=None if before is None else str(before.absolute()),
     )
     figures: list[Figure] = []
     failure: Exception | None = None

@@ -103,16 +103,15 @@ def _own_cpu_s() -> float:
 
 
 @contextlib.contextmanager
-def granville(arguments: Sequence[str], name: str = "granville") -> Iterator[Child]:
-    """`granville serve ARGUMENTS` on a socket of its own, ready when it says so on its standard output. It finds no
-    states of another run, unless a folder for them is among the arguments."""
+def granville(arguments: Sequence[str], name: str = "granville", *, python: str = sys.executable) -> Iterator[Child]:
+    """`granville serve ARGUMENTS` on a socket of its own, ready when it says so on its standard output: the Granville
+    that `python` has. It finds nothing of another run, unless a folder for states is among the arguments."""
     with tempfile.TemporaryDirectory(prefix="granville-bench-") as folder:
         path = os.path.join(folder, "kernel.sock")
-        command = [sys.executable, "-m", "granville", "serve", *arguments, "-s", path, "-p", "0"]
-        if "--kv-dir" not in arguments:
-            command += ["--kv-dir", os.path.join(folder, "kv")]
+        command = [python, "-P", "-m", "granville", "serve", *arguments, "-s", path, "-p", "0"]
         began = time.monotonic()
-        with _child(command, name, stdout=subprocess.PIPE) as process:
+        environment = {"GRANVILLE_HOME": folder}
+        with _child(command, name, stdout=subprocess.PIPE, environment=environment) as process:
             _await_line(process, name)
             yield Child(process, path, time.monotonic() - began)
 

@@ -19,6 +19,7 @@ PEER = "llama-server"
 PEER_BEST = "llama-server, its best"
 RAW = "batched-bench"
 ALONE = "our driver alone"
+BEFORE = "granville before"
 GOALS = {1: 0.97, 4: 1.05, 8: 1.10, 16: 1.05}
 RAW_GOAL = 0.90
 
@@ -30,16 +31,17 @@ class Bench:
     granville: Subject
     peer: Subject
     best: Subject
+    before: Subject | None
     watch: Watch
 
     @property
     def subjects(self) -> list[Subject]:
-        return [self.granville, self.peer, self.best]
+        return [self.granville, self.peer, self.best, *([self.before] if self.before else [])]
 
 
 @contextmanager
 def servers(peers: Peers, settings: Settings, slots: int) -> Iterator[Bench]:
-    """All three loaded and warmed at once; only one is under load at a time, and an idle one must stay idle.
+    """All loaded and warmed at once; only one is under load at a time, and an idle one must stay idle.
 
     The peer runs twice: with flash attention off and a prompt cache in its slots alone, as we do, and with its own
     defaults.
@@ -47,16 +49,23 @@ def servers(peers: Peers, settings: Settings, slots: int) -> Iterator[Bench]:
     size = {"slots": slots, "context_size": settings.context_size, "threads": settings.threads}
     with ExitStack() as stack:
         enter = stack.enter_context
-        first = enter(granville([str(peers.model), "--slots", str(slots), *settings.driver_flags]))
+        arguments = [str(peers.model), "--slots", str(slots), *settings.driver_flags]
+        first = enter(granville(arguments))
         same = [*settings.peer_flags, "--flash-attn", "off", "--cache-ram", "0"]
         second = enter(llama_server(peers, **size, arguments=same, name="llama-server"))
         best = list(settings.peer_flags)
         third = enter(llama_server(peers, **size, arguments=best, name="llama-server-best"))
+        loaded = [first, second, third]
+        before = None
+        if settings.before is not None:
+            loaded.append(enter(granville(arguments, "granville-before", python=settings.before)))
+            before = ours(loaded[-1], name=BEFORE)
         bench = Bench(
             ours(first),
             peer(second, "--cache-prompt", name=PEER),
             peer(third, "--cache-prompt", name=PEER_BEST),
-            Watch([first, second, third]),
+            before,
+            Watch(loaded),
         )
         for subject in bench.subjects:
             subject.load(clients=slots, requests=slots, max_tokens=[8])

@@ -21,6 +21,9 @@ class Settings:
 
     churn_minutes: float
 
+    before: str | None = None
+    """The interpreter of an environment with an earlier Granville, to be measured beside this one."""
+
     @property
     def peer_flags(self) -> list[str]:
         return [] if self.repack else ["--no-repack"]
