@@ -56,7 +56,7 @@ def tune(
 
     A processor computes some formats of the same weights much faster than others. The model is written anew in those
     that may be faster; each is timed in turn (reading a prompt, and 1, 4 and 8 answers at once), and reads the same
-    text: its perplexity tells what the format loses. The fastest that loses no more than `--max-loss` is kept as
+    texts: its perplexity tells what the format loses. The fastest that loses no more than `--max-loss` is kept as
     `NAME.tuned.gguf` beside the original, with the best threads, batch size and KV type in `NAME.tuned.json`. Where the
     original is best, only the settings are kept.
 
@@ -64,7 +64,7 @@ def tune(
     hold for this file, this kind of processor and this version of llama.cpp, and are left aside for any other. Remove
     the two files to be rid of them.
 
-    Nothing else should run meanwhile. A small model takes a minute or two, and about twice its own size of disk until
+    Nothing else should run meanwhile. A small model takes two or three minutes, and about twice its own size of disk until
     the end.
     """
     import trio

@@ -37,16 +37,18 @@ from granville.models.tune import (
     Trial,
     TunedFile,
     Tuning,
+    beside,
     best_settings,
     candidate_types,
     choose,
     expected_bytes,
+    in_pairs,
     loss_percent,
     median_speed,
     perplexity,
-    sequences_of,
     settings_to_try,
     speedup,
+    trials_of,
 )
 from granville.models.tuned import is_tuned_file, sha256, this_machine, tuned_path, tuning_path
 
@@ -124,18 +126,22 @@ class _Run:
         kinds = self._kinds(facts["types"])
         rounds = QUICK_ROUNDS if self.wish.quick else ROUNDS
         # A unit is about a second for a small model: writing 2, a timing 2, reading 10 or 20, each trial of settings 1.
-        trials = settings_to_try(facts["threads"], this_machine().cores, quick=self.wish.quick)
-        self._whole = len(kinds) * 2 + (len(kinds) + 1) * (rounds * 2 + self._reading) + len(trials) * (rounds - 1)
+        settings = settings_to_try(facts["threads"], this_machine().cores, quick=self.wish.quick)
+        self._whole = (
+            len(kinds) * 2 + (len(kinds) + 1) * (rounds * 2 + self._reading) + len(in_pairs(settings)) * rounds
+        )
         for kind in kinds:
             await self._make(kind, folder)
         speeds = await self._time(rounds)
+        originals = speeds[self.candidates[0].type]
+        base = median_speed(originals)
         for candidate in self.candidates:
             if of_this := speeds.get(candidate.type):
-                candidate.speed = median_speed(of_this)
-                candidate.speedup = speedup(candidate.speed, median_speed(speeds[self.candidates[0].type]))
+                candidate.speed = beside(of_this, originals, base)
+                candidate.speedup = speedup(candidate.speed, base)
         await self._read()
         best = choose(self.candidates, self.wish.max_loss_percent)
-        return best, await self._try_settings(best, trials, rounds - 1)
+        return best, await self._try_settings(best, settings, rounds)
 
     def _kinds(self, known: Sequence[str]) -> list[str]:
         """What to try; the original is noted as the first candidate. Raises StartupError for a format that the driver
@@ -186,7 +192,7 @@ class _Run:
                     continue
                 what = f"timing {candidate.type}, round {number + 1} of {rounds}"
                 try:
-                    found = await self._speed(what, 2, self.files[candidate.type], [DEFAULTS])
+                    found = await self._speed(what, 2, self.files[candidate.type], [(DEFAULTS, SEQUENCES)])
                 except TuningFailed as error:
                     if candidate is self.candidates[0]:
                         raise
@@ -228,18 +234,19 @@ class _Run:
         return losses
 
     async def _try_settings(self, best: Candidate, settings: Sequence[Settings], rounds: int) -> list[Trial]:
-        """Each of the settings once a round, the order turned from round to round."""
-        speeds: dict[Settings, list[Speed]] = {one: [] for one in settings}
+        """Each of the settings but the first right after that one, once a round."""
+        pairs = in_pairs(settings)
+        speeds = []
         for number in range(rounds):
-            start = number * 2 % len(settings)
-            order = [*settings[start:], *settings[:start]]
             what = f"trying settings, round {number + 1} of {rounds}"
-            found = await self._speed(what, len(order), self.files[best.type], order)
-            for one, speed in zip(order, found["speeds"], strict=True):
-                speeds[one].append(_speed(speed))
-        return [Trial(one, median_speed(of_this)) for one, of_this in speeds.items()]
+            found = await self._speed(what, len(pairs), self.files[best.type], pairs)
+            speeds.append([_speed(one) for one in found["speeds"]])
+        return trials_of(settings, speeds)
 
-    async def _speed(self, what: str, weight: float, path: Path, settings: Sequence[Settings]) -> dict[str, Any]:
+    async def _speed(
+        self, what: str, weight: float, path: Path, settings: Sequence[tuple[Settings, Sequence[int]]]
+    ) -> dict[str, Any]:
+        """The driver's answer for settings, each with the decodes to time."""
         quick = self.wish.quick
         one_alone = len(settings) == 1
         return await self.command(
@@ -247,7 +254,7 @@ class _Run:
             weight,
             op="speed",
             path=str(path),
-            settings=[{**msgspec.to_builtins(one), "sequences": sequences_of(one)} for one in settings],
+            settings=[{**msgspec.to_builtins(one), "sequences": sequences} for one, sequences in settings],
             prefill_tokens=QUICK_PREFILL_TOKENS if quick and one_alone else PREFILL_TOKENS if one_alone else 512,
             steps=QUICK_STEPS if quick else STEPS,
             sequences=SEQUENCES,

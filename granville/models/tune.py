@@ -145,10 +145,25 @@ def expected_bytes(size_bytes: int, quantization: str | None, kind: str) -> int:
 
 
 def median_speed(speeds: Sequence[Speed]) -> Speed:
-    """Of the same thing in several rounds."""
+    """Of the same thing in several rounds, not each of which may have timed every decode."""
+    counts = dict.fromkeys(count for speed in speeds for count in speed.decode)
     return Speed(
         statistics.median(speed.prefill for speed in speeds),
-        {count: statistics.median(speed.decode[count] for speed in speeds) for count in speeds[0].decode},
+        {count: statistics.median(s.decode[count] for s in speeds if count in s.decode) for count in counts},
+    )
+
+
+def beside(speeds: Sequence[Speed], others: Sequence[Speed], base: Speed) -> Speed:
+    """What was measured in several rounds, each time right beside one of `others`, as it is where those are as fast as
+    `base`. A machine that is a fifth slower for some seconds is so for both: in their ratio it falls out."""
+    pairs = list(zip(speeds, others, strict=True))
+    return Speed(
+        base.prefill * statistics.median(one.prefill / other.prefill for one, other in pairs),
+        {
+            count: base.decode[count]
+            * statistics.median(one.decode[count] / other.decode[count] for one, other in pairs)
+            for count in speeds[0].decode
+        },
     )
 
 
@@ -210,9 +225,26 @@ def settings_to_try(threads: int, cpus: int, *, quick: bool = False) -> list[Set
     return tried
 
 
-def sequences_of(settings: Settings) -> tuple[int, ...]:
-    """The decodes to time: none for a batch size, which changes prefill alone."""
-    return SEQUENCES if settings.batch_tokens == DEFAULTS.batch_tokens else ()
+def in_pairs(settings: Sequence[Settings]) -> list[tuple[Settings, tuple[int, ...]]]:
+    """The order in which to time settings in a round, with the decodes to time: the first, which are the defaults,
+    before each other. A batch size changes prefill alone, so no decode is timed for it."""
+    default, *others = settings
+    return [
+        (one, SEQUENCES if other.batch_tokens == default.batch_tokens else ())
+        for other in others
+        for one in (default, other)
+    ]
+
+
+def trials_of(settings: Sequence[Settings], rounds: Sequence[Sequence[Speed]]) -> list[Trial]:
+    """Trials out of what was measured in rounds of `in_pairs`."""
+    default, *others = settings
+    base = median_speed([speed for speeds in rounds for speed in speeds[::2]])
+    trials = [Trial(default, base)]
+    for number, other in enumerate(others):
+        by, own = ([speeds[2 * number + which] for speeds in rounds] for which in (0, 1))
+        trials.append(Trial(other, beside(own, by, base)))
+    return trials
 
 
 def best_settings(trials: Sequence[Trial]) -> Settings:

@@ -25,11 +25,12 @@ from granville.models.tune import (
     candidate_types,
     choose,
     expected_bytes,
+    in_pairs,
     loss_percent,
     median_speed,
-    sequences_of,
     settings_to_try,
     speedup,
+    trials_of,
 )
 from granville.models.tuned import is_tuned_file, sha256, this_machine, tuned_path, tuning_path, with_tuning
 
@@ -109,8 +110,36 @@ def test_one_setting_is_changed_at_a_time() -> None:
     assert {one.threads for one in tried} == {0, 1, 2, 6}
     for one in tried[1:]:
         assert sum(getattr(one, name) != getattr(Settings(), name) for name in Settings.__struct_fields__) == 1
-    assert sequences_of(Settings(batch_tokens=256)) == ()
-    assert sequences_of(Settings(threads=2)) == (1, 4, 8)
+    assert in_pairs([Settings(), Settings(threads=2), Settings(batch_tokens=256)]) == [
+        (Settings(), (1, 4, 8)),
+        (Settings(threads=2), (1, 4, 8)),
+        (Settings(), ()),
+        (Settings(batch_tokens=256), ()),
+    ]
+
+
+def test_a_machine_that_is_slower_for_a_while_does_not_choose() -> None:
+    """Twice as slow for the last pair of the first round and the first pair of the second: the ratios stay."""
+
+    def measured(slow: float, prefill: float, decode: float | None) -> Speed:
+        return Speed(prefill / slow, {} if decode is None else {"1": decode / slow})
+
+    settings = [Settings(), Settings(threads=1), Settings(batch_tokens=256)]
+    rounds = [
+        [
+            measured(slow[0], 100, 10),
+            measured(slow[0], 60, 8),
+            measured(slow[1], 100, None),
+            measured(slow[1], 90, None),
+        ]
+        for slow in ((1, 2), (2, 1), (1, 1))
+    ]
+    default, one_thread, larger = trials_of(settings, rounds)
+    assert default == Trial(Settings(), Speed(100, {"1": 10}))
+    assert one_thread.speed.prefill == pytest.approx(60)
+    assert one_thread.speed.decode["1"] == pytest.approx(8)
+    assert larger.speed.prefill == pytest.approx(90)
+    assert not larger.speed.decode
 
 
 def test_a_setting_changes_only_for_a_clear_gain() -> None:
