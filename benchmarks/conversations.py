@@ -27,6 +27,8 @@ LAST_TOKEN = 1
 """The last token of an answer was said and not read: the turn after it reads it."""
 CHURN_SESSIONS = 1000
 CHURN_MEMORY_MIB = 700
+CHURN_TIMEOUT_S = 3600
+"""A thousand turns asked for at once: the last of them waits for minutes."""
 LOOK_EVERY_S = 0.5
 
 
@@ -117,7 +119,7 @@ def churn(peers: Peers, settings: Settings) -> list[Figure]:
     minutes = settings.churn_minutes
     with tempfile.TemporaryDirectory(prefix="granville-bench-kv-") as folder:
         arguments = [str(peers.model), "--slots", str(SLOTS), "--kv-dir", folder, *settings.driver_flags]
-        arguments += ["--memory", f"{CHURN_MEMORY_MIB}M"]
+        arguments += ["--memory", f"{CHURN_MEMORY_MIB}M", "--timeout", str(CHURN_TIMEOUT_S)]
         with granville(arguments, "granville-churn") as server, _highest_rss(server) as highest:
             talk = _start_talk(["--socket", server.address], "churn", range(2), CHURN_SESSIONS, minutes)
             turns = _wait(talk)
