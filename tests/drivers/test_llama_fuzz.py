@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from granville_llama.binding import Decoded
 
 from tests.drivers import tiny_gguf
-from tests.drivers.llama_fuzz import Machine, Plan, Reference, load
+from tests.drivers.llama_fuzz import TALK, Machine, Plan, Reference, load
 from tests.drivers.llama_jobs import job, run
 
 ACTS = 200
@@ -49,13 +50,43 @@ def test_whatever_happens_each_job_says_what_it_says_alone(name: str, noise: Pat
     reference.close()
 
 
-@pytest.mark.parametrize("name", ["roomy", "bad disk"])
+@pytest.mark.parametrize("name", ["roomy", "tight", "bad disk"])
 def test_a_model_that_cannot_forget_a_part_of_what_it_read(name: str, models: Path, tmp_path: Path) -> None:
     path = tiny_gguf.recurrent(models / "recurrent.gguf")
     reference = Reference(path)
     machine = disturb(0, name, path, reference, tmp_path / "kv", 120)
     assert machine.compared > 5
     reference.close()
+
+
+def test_what_a_recurrent_model_has_forgotten_is_not_taken_for_a_beginning(models: Path) -> None:
+    """The prompt of the turn that was on the slot would be saved for others, but cannot be told apart from the answer
+    any more: the state goes. Nothing of it is left for the next prompt, which begins alike."""
+    path = tiny_gguf.recurrent(models / "recurrent.gguf")
+    turn = replace(job("turn", f"{TALK[:100]} and so on", 20), session="s")
+    other = job("other", f"{TALK[:30]} in a way", 12)
+    alone = Reference(path)
+    expected = alone.answer(other)[0]
+    alone.close()
+    model = load(path, Plan(1), None, slots=1)
+    run(model, turn)
+    answer = run(model, other)["other"]
+    assert answer.tokens == expected.tokens
+    assert answer.cached_tokens == 0
+    model.close()
+
+
+def test_an_empty_sequence_has_nothing_left_however_it_is_shortened(models: Path) -> None:
+    for path in (tiny_gguf.recurrent(models / "recurrent.gguf"), tiny_gguf.noise(models / "noise.gguf")):
+        model = load(path, Plan(0), None)
+        context = model._context
+        assert context.trim(0, 4) == 0
+        context.add([5, 6, 7, 8], 0, 0, True)
+        assert context.decode() is Decoded.OK
+        assert context.trim(0, 4) == 4
+        assert context.trim(0, 2) == (0 if model._weights.recurrent else 2)
+        assert context.trim(0, 3) == 0
+        model.close()
 
 
 def test_an_interrupt_does_not_harm_the_neighbours_of_a_recurrent_model(models: Path) -> None:

@@ -350,7 +350,12 @@ class Context:
     def trim(self, sequence: int, length: int) -> int:
         """Forget the tokens from position `length` on. A recurrent model cannot forget a part and forgets all:
         the length that is left comes back."""
-        if length and c.llama_memory_seq_rm(self._memory, sequence, length, -1):
+        # Looked at, and not only asked for: to take a part from an empty sequence succeeds.
+        if (
+            length
+            and c.llama_memory_seq_rm(self._memory, sequence, length, -1)
+            and c.llama_memory_seq_pos_max(self._memory, sequence) == length - 1
+        ):
             return length
         c.llama_memory_seq_rm(self._memory, sequence, -1, -1)
         return 0
