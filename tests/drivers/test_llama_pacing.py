@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable
 
 import pytest
-from granville_llama.pacing import MIN_PIECE_TOKENS, PREFILL, Costs, Pacer
+from granville_llama.pacing import LEAST_PIECE_TOKENS, MIN_PIECE_TOKENS, PREFILL, Costs, Pacer
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -85,7 +85,44 @@ def test_the_allowance_can_be_given_in_milliseconds(prefill_ms: float) -> None:
     assert sum(waits) / len(waits) >= 0.6 * prefill_ms / 1000
 
 
-def test_a_piece_has_sixteen_tokens_even_where_they_take_too_long() -> None:
+def pieces(pacer: Pacer, *, times: float, decodes: float) -> list[tuple[int, int]]:
+    """The first piece of each turn of a long prompt, with what was read before it, where prefill is so many `times` as
+    dear and the allowance is so many decodes."""
+    read, found = 0, []
+    while read < LONG_PROMPT:
+        prefill_ms = 1000 * decodes * decode_s(STREAMS, STREAM_WORK)
+        tokens = pacer.piece(
+            throttled=True, context=read, streams=STREAMS, stream_work=STREAM_WORK, prefill_ms=prefill_ms
+        )
+        found.append((read, tokens))
+        pacer.prefilled(tokens, tokens * read, prefill_s(tokens, read, times))
+        read += tokens
+        pacer.streams_turn()
+    return found
+
+
+def test_a_piece_has_sixteen_tokens_though_they_are_over_what_is_planned() -> None:
+    """Within the allowance itself, but with less headroom than longer pieces get."""
+    allowance = 1.35 * prefill_s(MIN_PIECE_TOKENS, LONG_PROMPT)
+    found = pieces(paced(), times=1.0, decodes=allowance / decode_s(STREAMS, STREAM_WORK))
+    assert {tokens for read, tokens in found if read > 1400} == {MIN_PIECE_TOKENS}
+    assert min(tokens for _, tokens in found) == MIN_PIECE_TOKENS
+
+
+def test_a_piece_has_fewer_than_sixteen_where_those_would_make_streams_wait_too_long() -> None:
+    """Behind 1 500 tokens of a machine with slow prefill sixteen take three decodes and a half."""
+    times = 3.5 * decode_s(STREAMS, STREAM_WORK) / prefill_s(MIN_PIECE_TOKENS, LONG_PROMPT)
+    found = pieces(paced(), times=times, decodes=2.0)
+    assert {tokens for read, tokens in found if read > 1000} == {LEAST_PIECE_TOKENS}
+    decode = decode_s(STREAMS, STREAM_WORK)
+    later = [(read, tokens) for read, tokens in found if read > 100]  # by then it is known how slow it is
+    assert max(prefill_s(tokens, read, times) for read, tokens in later) <= 2.0 * decode
+    assert all(
+        tokens >= MIN_PIECE_TOKENS or prefill_s(MIN_PIECE_TOKENS, read, times) > 1.5 * decode for read, tokens in later
+    )
+
+
+def test_where_nothing_fits_a_turn_has_one_small_piece() -> None:
     pacer = paced()
     read = []
     for turn in range(3):
@@ -94,7 +131,7 @@ def test_a_piece_has_sixteen_tokens_even_where_they_take_too_long() -> None:
             read.append(tokens)
         assert len(read) == turn + 1
         pacer.streams_turn()
-    assert read == [MIN_PIECE_TOKENS] * 3
+    assert read == [LEAST_PIECE_TOKENS] * 3
 
 
 def test_before_anything_is_known_pieces_are_short() -> None:

@@ -13,9 +13,11 @@ TURN_TOKENS = 512
 TURN_TOKENS_A_SLOT = 64
 """Prefill before streams have their turn when there was no stream at its beginning, the larger of the two: prompts
 that arrive together are read together, and their streams then run together."""
-MIN_PIECE_TOKENS = 8
-"""At least so much is read between two decodes. Behind 1 500 tokens sixteen may take as long as four decodes of small
-weights, and their streams would stall for five; with eight a prompt still comes to its end in twice its time."""
+MIN_PIECE_TOKENS = 16
+"""At least so much is read between two decodes, where it fits MOST_PLANNED of the allowance by itself …"""
+LEAST_PIECE_TOKENS = 8
+"""… and so much anyhow. Behind 1 500 tokens sixteen may take as long as four decodes of small weights, and their
+streams would stall for five; with eight a prompt still comes to its end in twice its time."""
 MIN_INTERRUPTED_TOKENS = 16
 PIECE_STEP_TOKENS = 4
 """Matrix kernels work on rows by four: 17 tokens take as long as 20."""
@@ -24,6 +26,9 @@ DECODES_OF_PREFILL = 2.0
 HEADROOM = 0.65
 """Of the allowance is planned for: a piece that takes longer than expected should still be within it. With 0.9 one gap
 in a hundred was four decodes long instead of three."""
+MOST_PLANNED = 0.8
+"""Of the allowance may a piece of MIN_PIECE_TOKENS be expected to take. One in a hundred takes 1.6 times as long as
+expected: with two decodes allowed its streams then still wait for less than three and a half."""
 FORGET = 0.97
 """What a measurement weighs beside the next one: about the last 30 count."""
 TRUST = 0.05
@@ -158,7 +163,8 @@ class Pacer:
                     else prefill_ms / 1000
                 )
                 self._left_s = HEADROOM * allowance
-                return min(self._most_tokens, max(MIN_PIECE_TOKENS, self._fitting(context)))
+                least = LEAST_PIECE_TOKENS if self._too_long(MIN_PIECE_TOKENS, context, allowance) else MIN_PIECE_TOKENS
+                return min(self._most_tokens, max(least, self._fitting(context)))
         if not throttled:
             return self._most_tokens
         if self._free_tokens >= MIN_PIECE_TOKENS:
@@ -192,6 +198,10 @@ class Pacer:
     def expect_decode(self, streams: int, stream_work: int) -> float:
         """Seconds; 0 when nothing is known."""
         return self._decode.expect(streams, stream_work)
+
+    def _too_long(self, tokens: int, context: int, allowance: float) -> bool:
+        """Whether a piece is known to take more of the allowance than it may."""
+        return self._decode.known and self._prefill.expect(tokens, tokens * context) > MOST_PLANNED * allowance
 
     def _fitting(self, context: int) -> int:
         tokens = self._prefill.tokens_within(self._left_s, context)
