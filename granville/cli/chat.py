@@ -12,11 +12,12 @@ import trio
 from cyclopts import Parameter
 
 from granville.cli.main import describe
-from granville.cli.options import ModelId, Socket, Temperature, make_request
+from granville.cli.options import DropOldest, ModelId, Socket, Temperature, make_request
 from granville.cli.terminal import cancel_on_interrupt, note, note_if_cut_off, show_answer
 from granville.client import ChatMessage, Request, Result, connect
 from granville.client.address import DEFAULT_ADDRESS
 from granville.errors import BadRequest, GranvilleError, PromptTooLong
+from granville.scheduling.sessions import without_oldest
 
 PROMPT = "> "
 _COMMAND = re.compile(r"/[a-z]+")
@@ -30,6 +31,7 @@ def chat(
     system: Annotated[str | None, Parameter(help="How the model is to behave.")] = None,
     max_tokens: Annotated[int, Parameter(help="Tokens of one answer at most.")] = 512,
     temperature: Temperature = None,
+    drop_oldest: DropOldest = False,
 ) -> None:
     """Talk with a model in the terminal.
 
@@ -59,6 +61,7 @@ def chat(
                 max_tokens=max_tokens,
                 temperature=temperature,
                 stream=True,
+                overflow="drop_oldest" if drop_oldest else None,
             )
             result = _answer_or_none(socket, request)
         except GranvilleError as error:
@@ -70,7 +73,9 @@ def chat(
             note("cancelled; the conversation goes on as if this turn had not been")
             continue
         note_if_cut_off(result)
-        history += [turn, ChatMessage("assistant", result.text)]
+        if dropped_turns := result.usage.dropped_turns or 0:
+            note(f"the conversation is long: its {dropped_turns} oldest turns are left out from here on")
+        history = [*without_oldest([*history, turn], dropped_turns), ChatMessage("assistant", result.text)]
 
 
 async def _models(address: str) -> list[str]:
@@ -123,4 +128,6 @@ def _prepare_terminal(models: list[str]) -> None:
 
 
 def _advice(error: GranvilleError) -> str:
-    return describe(error) + ("; /clear begins afresh" if isinstance(error, PromptTooLong) else "")
+    return describe(error) + (
+        "; /clear begins afresh, and --drop-oldest goes on" if isinstance(error, PromptTooLong) else ""
+    )

@@ -19,6 +19,15 @@ ModelId = Annotated[
 Priority = Literal["critical", "high", "normal", "low"]
 Temperature = Annotated[float | None, Parameter(help="0 always takes the likeliest token; 0.8 unless given.")]
 
+DropOldest = Annotated[
+    bool,
+    Parameter(
+        negative=(),
+        show_default=False,
+        help="When the conversation leaves no room for an answer, go on without its oldest turns.",
+    ),
+]
+
 
 def make_request(**fields: object) -> Request:
     """A request with a new id; fields that are None keep the protocol's defaults. Raises BadRequest, naming the

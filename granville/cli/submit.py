@@ -14,7 +14,7 @@ from msgspec import UNSET
 
 from granville.cli.exits import INTERRUPTED, OK
 from granville.cli.forms import Grammar, JsonSchema, ToolChoice, Tools, call_line, form_fields
-from granville.cli.options import ModelId, Priority, Socket, Temperature, make_request
+from granville.cli.options import DropOldest, ModelId, Priority, Socket, Temperature, make_request
 from granville.cli.terminal import cancel_on_interrupt, note_if_cut_off, show, show_answer
 from granville.client import Request, Result, connect, listen_for_results
 from granville.client.address import DEFAULT_ADDRESS, is_tcp
@@ -50,6 +50,7 @@ def submit(
     session: Annotated[
         str | None, Parameter(help="Go on with the conversation of this name, kept by the daemon.")
     ] = None,
+    drop_oldest: DropOldest = False,
     model: ModelId = None,
     type: Annotated[
         Literal["inference", "embedding", "rerank"] | None,
@@ -93,6 +94,7 @@ def submit(
         ranked=ranked,
         stream=stream,
         session_id=session,
+        overflow="drop_oldest" if drop_oldest else None,
         model_id=model,
         model_type=type,
         documents=list(document) or None,

@@ -7,10 +7,11 @@ brought comes back as events. docs/drivers.md walks through it with a small driv
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, TypeVar, runtime_checkable
 
 FinishReason = Literal["stop", "length", "tool"]
 
@@ -54,6 +55,8 @@ class Capabilities:
     tools: bool = False
     score: bool = False
     """It takes `Score` beside its slots."""
+    drop_oldest: bool = False
+    """`Generate.drop_oldest`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +138,9 @@ class Generate:
     tools: tuple[Tool, ...] = ()
     tool_choice: str = "auto"
     """`auto`, `none`, `required`, or the name of the tool to call."""
+    drop_oldest: bool = False
+    """Of a conversation that leaves no room for an answer the oldest turns may be left out: `shortened` does it, and
+    `Usage.dropped_turns` says how many they were."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +180,8 @@ class Usage:
     cached_tokens: int = 0
     """Of the prompt, taken from a cache and not prefilled again."""
     completion_tokens: int = 0
+    dropped_turns: int = 0
+    """Of the conversation, its oldest but for system messages: left out of the prompt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,6 +234,38 @@ class Parked:
 
 
 Event = Token | Finished | Output | Failed | Parked
+
+
+ANSWER_SHARE = 4
+"""Room for an answer is `max_tokens`, but no more than one part in so many of the context."""
+KEPT_SHARE = 2
+"""Of what is left for the prompt, a conversation that has to be shortened keeps one part in so many: the turns after
+this one have room, and read only what is new."""
+Prompt = TypeVar("Prompt", bound=Sized)
+
+
+def shortened(
+    messages: Sequence[Message], read: Callable[[Sequence[Message]], Prompt], *, context_size: int, max_tokens: int
+) -> tuple[Prompt, int]:
+    """The prompt of a conversation as `read` makes it, without the fewest of the oldest turns that have to go, and how
+    many those are. What is left begins with a user's turn, so that questions go with their answers. System messages and
+    all from the newest user's turn on stay; where they leave little room the prompt is longer, and perhaps too long."""
+    limit = context_size - min(max_tokens, context_size // ANSWER_SHARE)
+    prompt = read(messages)
+    if len(prompt) <= limit:
+        return prompt, 0
+    turns = [number for number, message in enumerate(messages) if message.role != "system"]
+    cuts = [count for count, number in enumerate(turns) if messages[number].role == "user" and count > 0]
+
+    def without(count: int) -> Prompt:
+        gone = {*turns[:count]}
+        return read([message for number, message in enumerate(messages) if number not in gone])
+
+    for most in (limit // KEPT_SHARE, limit, context_size - 1):
+        cut = bisect_left(cuts, True, key=lambda count: len(without(count)) <= most)
+        if cut < len(cuts):
+            return without(cuts[cut]), cuts[cut]
+    return prompt, 0
 
 
 class DriverError(Exception):

@@ -129,8 +129,11 @@ class Desk:
             if was_running:
                 written = sum(map(len, job.text))
                 self.backlog.settle(job, job.cost - job.request.max_tokens + estimated_cost(written, 0))
-        answer = Turn("assistant", spoken(outcome), tuple(job.token_ids)) if isinstance(outcome, Result) else None
-        next_turn = self.sessions.leave(job, answer)
+        answer, dropped_turns = None, 0
+        if isinstance(outcome, Result):
+            answer = Turn("assistant", spoken(outcome), tuple(job.token_ids))
+            dropped_turns = outcome.usage.dropped_turns or 0
+        next_turn = self.sessions.leave(job, answer, dropped_turns)
         if next_turn is not None:
             self._give_floor(next_turn)
         self.rescue.ended(job)

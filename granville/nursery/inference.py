@@ -190,6 +190,7 @@ class Inference:
                 ("tools", can.tools),
                 ("park", can.park),
                 ("score", can.score),
+                ("drop_oldest", can.drop_oldest),
             )
             if able
         )

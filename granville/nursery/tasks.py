@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import msgspec
+from msgspec import UNSET
 
 from granville.errors import WIRE_ERRORS, DriverFailed, GranvilleError
 from granville.hosting.interface import (
@@ -50,6 +51,7 @@ def to_task(key: str, job: Job, messages: tuple[Message, ...]) -> Task:
         constraint=_constraint(request),
         tools=tuple(Tool(tool["name"], tool["description"], tool["parameters"]) for tool in request.tools or ()),
         tool_choice=str(request.tool_choice or "auto"),
+        drop_oldest=request.overflow == "drop_oldest",
     )
 
 
@@ -63,7 +65,8 @@ def _constraint(request: Request) -> Constraint | None:
 
 def to_result(job: Job, entry: ModelEntry, event: Finished | Output) -> Result | GranvilleError:
     """The result, or DriverFailed when the driver gave something else than it was asked for."""
-    usage = Usage(event.usage.prompt_tokens, event.usage.cached_tokens, event.usage.completion_tokens)
+    used = event.usage
+    usage = Usage(used.prompt_tokens, used.cached_tokens, used.completion_tokens, used.dropped_turns or UNSET)
     gives_value = job.request.model_type in ("embedding", "rerank")
     if isinstance(event, Output) != gives_value:
         return DriverFailed("the driver gave a value where text was asked for, or text where a value was")

@@ -154,6 +154,7 @@ def _needs(request: Request) -> list[tuple[str, str]]:
             ("json_schema", "constrain"),
             ("tools", "tools"),
             ("tool_choice", "tools"),
+            ("overflow", "drop_oldest"),
             *((name, name) for name in OTHER_INPUTS.get(request.model_type, ())),
         )
         if getattr(request, name) is not None

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import OrderedDict, deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from granville.scheduling.job import Job
 
@@ -137,9 +138,9 @@ class Sessions:
             return (*transcript.turns, turn)
         return (*(replace(said, token_ids=()) for said in transcript.turns), turn)
 
-    def leave(self, job: Job, answer: Turn | None) -> Job | None:
-        """A job of a session has ended, with its answer or without one. Returns the turn that has the floor now,
-        if that has changed."""
+    def leave(self, job: Job, answer: Turn | None, dropped_turns: int = 0) -> Job | None:
+        """A job of a session has ended, with its answer or without one; so many of the oldest turns were left out for
+        it, and are forgotten. Returns the turn that has the floor now, if that has changed."""
         id = job.request.session_id
         if id is None:
             return None
@@ -147,7 +148,7 @@ class Sessions:
         had_floor = session.turns[0] is job
         if answer is not None:
             before = session.transcript.turns
-            turns = (*self.conversation(job, job.model_id), answer)
+            turns = (*without_oldest(self.conversation(job, job.model_id), dropped_turns), answer)
             kept = next((i for i, (old, new) in enumerate(zip(before, turns, strict=False)) if old != new), len(before))
             session.transcript = Transcript(turns, job.model_id)
             self._transcripts.save(id, session.transcript, min(kept, len(turns)))
@@ -156,6 +157,25 @@ class Sessions:
             return session.turns[0] if had_floor else None
         del self._live[id]
         return None
+
+
+class Spoken(Protocol):
+    @property
+    def role(self) -> str: ...
+
+
+S = TypeVar("S", bound=Spoken)
+
+
+def without_oldest(turns: Iterable[S], count: int) -> list[S]:
+    """A conversation without so many of its oldest turns; system messages do not count, and stay."""
+    kept: list[S] = []
+    for turn in turns:
+        if count > 0 and turn.role != "system":
+            count -= 1
+        else:
+            kept.append(turn)
+    return kept
 
 
 def _with_tokens(told: tuple[Turn, ...], known: tuple[Turn, ...]) -> tuple[Turn, ...]:

@@ -34,6 +34,7 @@ from granville.hosting.interface import (
     Task,
     Token,
     Usage,
+    shortened,
 )
 from granville.nursery.stepper import Command, Commanded, EventSink, Floor
 
@@ -57,7 +58,7 @@ class FakePlan:
     context_size: int = 4096
     park: bool = True
     messages: bool = True
-    """Whether it takes whole conversations."""
+    """Whether it takes whole conversations, which can be shortened."""
     token_bytes: int = 0
     """What a token of a parked job takes."""
     fault: Fault | None = None
@@ -76,6 +77,7 @@ class _Job:
     request: Generate | Embed | Rerank
     words: list[str]
     prompt_tokens: int
+    dropped_turns: int = 0
     prefilled: int = 0
     emitted: int = 0
 
@@ -90,6 +92,7 @@ class FakeModel:
             park=plan.park,
             messages=plan.messages and spec.type not in READERS,
             score=plan.scores,
+            drop_oldest=plan.messages and spec.type not in READERS,
         )
         self.info = ModelInfo("fake", plan.context_size, memory_bytes=0, description="echoes its prompt")
         self.elapsed_s = 0.0
@@ -112,12 +115,20 @@ class FakeModel:
         assert len(self._running) < self.slots, "more jobs than slots"
         texts = _texts(request)
         words = texts[-1].split() if isinstance(request, Generate) else " ".join(texts).split()
-        prompt = sum(len(text.split()) for text in texts)
+        prompt, dropped_turns = sum(len(text.split()) for text in texts), 0
+        if isinstance(request, Generate) and request.drop_oldest:
+            read, dropped_turns = shortened(
+                request.messages,
+                lambda messages: [word for message in messages for word in message.content.split()],
+                context_size=self._plan.context_size,
+                max_tokens=request.max_tokens,
+            )
+            prompt = len(read)
         if prompt >= self._plan.context_size:
             text = f"the prompt has {prompt} tokens and the context {self._plan.context_size}"
             self._events.append(Failed(request.id, "prompt_too_long", text))
             return
-        self._running[request.id] = _Job(request, words, prompt)
+        self._running[request.id] = _Job(request, words, prompt, dropped_turns)
 
     def step(self, prefill_ms: float | None) -> list[Event]:
         self._interrupted.clear()
@@ -222,7 +233,7 @@ class FakeModel:
         if upto == limit or upto == len(job.words):
             del self._running[id]
             reason: FinishReason = "stop" if upto == len(job.words) else "length"
-            self._events.append(Finished(id, reason, Usage(job.prompt_tokens, 0, upto)))
+            self._events.append(Finished(id, reason, Usage(job.prompt_tokens, 0, upto, job.dropped_turns)))
 
     def _sleep(self) -> None:
         if not self._sleeps or self.elapsed_s == 0:

@@ -64,6 +64,7 @@ class Request(Struct, frozen=True, kw_only=True, omit_defaults=True):
     stream: bool = False
     timeout_ms: Annotated[int, Meta(ge=1, le=2**53)] | None = None
     reset_cache: bool = False
+    overflow: Literal["error", "drop_oldest"] | None = None
     client: Name | None = None
     audio: bytes | None = None
     audio_path: Annotated[str, Meta(min_length=1, max_length=4096)] | None = None
@@ -95,6 +96,8 @@ class Usage(Struct, frozen=True):
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
+    dropped_turns: int | UnsetType = UNSET
+    """With `overflow: drop_oldest`, when the oldest turns were left out: how many."""
 
 
 class Result(Struct, frozen=True):
@@ -158,6 +161,7 @@ _PATH = re.compile(r" - at (?P<key>`key` in )?`\$\.?(?P<path>.*)`$")
 _EXPECTED = {
     "priority": "null or one of critical, high, normal, low",
     "model_type": "one of " + ", ".join(get_args(ModelType)),
+    "overflow": "null, error or drop_oldest",
     "op": "models, status, cancel, ping, drain, load or unload",
 }
 
@@ -237,6 +241,8 @@ def _request(value: dict[str, Any]) -> Request:
     if isinstance(priority, str):
         value["priority"] = priority.lower()
     request = _with_plain_form(_convert(value, Request))
+    if request.overflow == "error":  # as without it
+        request = msgspec.structs.replace(request, overflow=None)
     if request.model_type in ("inference", "ranker"):
         _require_one(request, "text", "messages", "give `text` (a string) or `messages` (a list of {role, content})")
     elif request.model_type == "embedding":

@@ -80,6 +80,7 @@ settings = optional(
     stream=st.booleans(),
     timeout_ms=maybe(st.integers(1, 2**53)),
     reset_cache=st.booleans(),
+    overflow=st.sampled_from([None, "drop_oldest"]),
     client=maybe(names),
     audio=maybe(st.binary()),
     audio_path=maybe(names),
@@ -117,12 +118,18 @@ def test_a_request_round_trips(request: Request) -> None:
     assert parse_message(over_the_wire(request)) == (request, 0)
 
 
+def test_overflow_error_is_what_happens_anyhow() -> None:
+    request, unknown = parse_message({"id": "a", "text": "b", "overflow": "error"})
+    assert (request, unknown) == (Request(id="a", text="b"), 0)
+
+
 def test_the_strategy_knows_every_field() -> None:
     """So that a new field cannot be left out of the round trip."""
     known = {"id", "text", "messages"} | {
         "callback", "ranked", "priority", "model_id", "session_id", "model_type", "max_tokens", "temperature",
         "top_p", "top_k", "min_p", "repeat_penalty", "seed", "stop", "grammar", "json_schema", "tools",
-        "tool_choice", "stream", "timeout_ms", "reset_cache", "client", "audio", "audio_path", "documents", "voice",
+        "tool_choice", "stream", "timeout_ms", "reset_cache", "overflow", "client", "audio", "audio_path", "documents",
+        "voice",
     }  # fmt: skip
     assert set(Request.__struct_fields__) == known
 
@@ -324,6 +331,7 @@ BAD_FIELDS: list[tuple[str, Any]] = [
     ("timeout_ms", -5),
     ("timeout_ms", 2.5),
     ("reset_cache", 0),
+    ("overflow", "drop_newest"),
     ("client", ""),
     ("audio", "aGVsbG8="),
     ("audio_path", ""),
@@ -511,8 +519,8 @@ ANY_DIFFERENCE: Map = {
     "text": "other", "messages": [ChatMessage("user", "x")], "ranked": True, "priority": "low", "model_id": "m",
     "session_id": "s", "model_type": "stt", "max_tokens": 3, "temperature": 0.0, "top_p": 0.5, "top_k": 1,
     "min_p": 0.5, "repeat_penalty": 2.0, "seed": 1, "stop": ["x"], "grammar": "g", "json_schema": {}, "tools": [],
-    "tool_choice": "auto", "reset_cache": True, "client": "c", "audio": b"", "audio_path": "p", "documents": [],
-    "voice": "v", "id": "other",
+    "tool_choice": "auto", "reset_cache": True, "overflow": "drop_oldest", "client": "c", "audio": b"",
+    "audio_path": "p", "documents": [], "voice": "v", "id": "other",
 }  # fmt: skip
 
 

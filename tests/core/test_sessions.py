@@ -49,6 +49,17 @@ def test_a_request_without_a_session_stands_alone() -> None:
     assert leave(sessions, two, None) is None
 
 
+def test_turns_that_were_left_out_are_forgotten_but_no_system_message() -> None:
+    sessions = make_sessions()
+    told = [("system", "x"), ("user", "a"), ("assistant", "A"), ("user", "b"), ("assistant", "B"), ("user", "c")]
+    job = turn("s", "long", messages=[ChatMessage(role, content) for role, content in told])
+    sessions.arrive(job)
+    sessions.leave(job, Turn("assistant", "C"), dropped_turns=2)
+    assert talk(sessions, text="d", answer="D") == [
+        "system: x", "user: b", "assistant: B", "user: c", "assistant: C", "user: d",
+    ]  # fmt: skip
+
+
 def test_a_conversation_goes_on() -> None:
     sessions = make_sessions()
     assert talk(sessions, text="a", answer="A") == ["user: a"]

@@ -292,7 +292,7 @@ class Machine:
             return 0
         seats = self.model._seats
         own = seats.store._known.get(job.session)
-        tokens = self.model._prompt(job)
+        tokens, _ = self.model._prompt(job)
         labels = [label for label in seats._left if label.session == job.session] + ([own.label] if own else [])
         return max((shared_beginning(tokens, label.tokens) for label in labels), default=0)
 

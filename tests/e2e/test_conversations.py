@@ -80,6 +80,29 @@ def test_later_turns_prefill_their_new_tokens_only_also_after_a_restart(folder: 
         assert not private
 
 
+def test_a_conversation_that_is_too_long_goes_on_without_its_beginning(folder: Path, smollm2: Path) -> None:
+    """The turn that drops reads what is left again; those after it read their new tokens only."""
+    flags = ("--slots", "1", "--context-size", "256", "--threads", "1", "--no-http")
+    with running(folder, *flags, model=smollm2, driver="granville-llama") as daemon, daemon.connect() as client:
+        before: Map = {}
+        dropped = []
+        for turn in range(14):
+            result = ask(client, f"t{turn}", f"{turn}: {QUESTIONS[turn % 4]}", session_id="s", overflow="drop_oldest")
+            usage = result["usage"]
+            assert usage["prompt_tokens"] + 12 <= 256
+            dropped.append(usage.get("dropped_turns", 0))
+            if before and not dropped[-1]:
+                assert usage["cached_tokens"] >= held(before)
+            before = result
+        assert [count % 2 for count in dropped] == [0] * 14
+        assert 0 < sum(map(bool, dropped)) <= 3
+        whole = ask(client, "whole", "And now?", session_id="s", max_tokens=1)["usage"]
+        assert whole["cached_tokens"] >= held(before)
+        messages = [{"role": "user", "content": f"{turn}: {QUESTIONS[turn % 4]}"} for turn in range(40)]
+        failed = client.ask({"id": "error", "messages": messages, "max_tokens": 1})
+        assert client.end_of("error")["code"] == 413, failed
+
+
 def test_files_that_are_no_kv_are_ignored(folder: Path, smollm2: Path) -> None:
     """Corrupt, truncated, foreign: read again, with the same answer, and said in the log."""
     with serving(folder, smollm2) as daemon, daemon.connect() as client:

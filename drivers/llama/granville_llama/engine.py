@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 
 from granville.hosting.interface import (
     Capabilities,
@@ -27,6 +28,7 @@ from granville.hosting.interface import (
     Score,
     Task,
     Token,
+    shortened,
 )
 from granville_llama.binding import Context, Decoded, Weights
 from granville_llama.guidance import Guidance
@@ -54,8 +56,9 @@ class LlamaModel:
         self.info = info
         self.slots = slots
         self.capabilities = Capabilities(
-            park=True, score=True, constrain=True, messages=template is not None, tools=template is not None
-        )
+            park=True, score=True, constrain=True, messages=template is not None, tools=template is not None,
+            drop_oldest=template is not None,
+        )  # fmt: skip
         self._weights = weights
         self._context = context
         self._template = template
@@ -77,14 +80,14 @@ class LlamaModel:
         if request.id in self._jobs:
             raise DriverError(f"a job with the id {request.id} is here already")
         try:
-            tokens = self._prompt(request)
+            tokens, dropped_turns = self._prompt(request)
             guide = self._guidance.guide(request)
         except PromptError as error:
             self._events.append(Failed(request.id, error.error, str(error)))
             return
         sampler = sampler_chain(request.sampling, self._weights.vocabulary_size, tokens)
         self._arrivals += 1
-        sequence = Sequence(request, tokens, sampler, self._arrivals, guide)
+        sequence = Sequence(request, tokens, sampler, self._arrivals, guide, dropped_turns)
         self._seats.place(sequence)
         self._jobs[request.id] = sequence
 
@@ -285,12 +288,20 @@ class LlamaModel:
 
     # read
 
-    def _prompt(self, request: Generate) -> list[int]:
-        """The prompt's tokens, at least one. Raises PromptError."""
+    def _prompt(self, request: Generate) -> tuple[list[int], int]:
+        """The prompt's tokens, at least one, and how many turns were left out of it. Raises PromptError."""
         if request.max_tokens < 1:
             raise PromptError("bad_request", f"max_tokens: must be at least 1, got {request.max_tokens}")
-        if self._template:
-            tokens = self._guidance.tokens(request, self._template)
+        limit, dropped_turns, template = self.info.context_size, 0, self._template
+        if template and request.drop_oldest:
+            tokens, dropped_turns = shortened(
+                request.messages,
+                lambda messages: self._guidance.tokens(replace(request, messages=tuple(messages)), template),
+                context_size=limit,
+                max_tokens=request.max_tokens,
+            )
+        elif template:
+            tokens = self._guidance.tokens(request, template)
         elif len(request.messages) == 1:
             tokens = self._weights.tokenize(request.messages[0].content, control=False, bos=True)
         else:
@@ -300,13 +311,12 @@ class LlamaModel:
         if not tokens:
             # Nothing was given and the vocabulary adds nothing: generation has to start from some token.
             tokens = [max(0, self._weights.bos)]
-        limit = self.info.context_size
         if len(tokens) >= limit:
             raise PromptError(
                 "prompt_too_long",
                 f"the prompt has {len(tokens)} tokens and the context {limit}; an answer needs room for one more",
             )
-        return tokens
+        return tokens, dropped_turns
 
 
 def _piece(unread: int, most_tokens: int) -> int:

@@ -57,6 +57,8 @@ class Sequence:
     arrival: int
     guide: Guide | None = None
     """What the answer's form allows next."""
+    dropped_turns: int = 0
+    """Of the conversation, left out of the prompt."""
     prompt_size: int = field(init=False)
     text: TextStream = field(init=False)
     slot: int = -1
@@ -103,7 +105,7 @@ class Sequence:
 
     @property
     def usage(self) -> Usage:
-        return Usage(self.prompt_size, self.reused, self.generated)
+        return Usage(self.prompt_size, self.reused, self.generated, self.dropped_turns)
 
     def choose(self, context: Context, index: int) -> int | None:
         """The next token, from the logits of the batch's token `index`; None when its guide has an error."""
