@@ -20,10 +20,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-CALIBRATION_S = 120.0
-"""A model that has not answered the samples by then does not rank."""
+SAMPLE_S = 30.0
+"""A model that takes longer for a sample does not rank."""
 CALIBRATION_PAUSE_S = 1.0
-"""A sample waits for so long that the model has no job."""
+"""Once a request has asked to be ranked, a sample waits for so long that the model has no job; until then for as long
+as it takes."""
 
 
 @dataclass(slots=True)
@@ -50,6 +51,10 @@ class Ranking:
         """What calibration found out about the models that can rank now, by id."""
         self._waiting: deque[Job] = deque()
         self._to_calibrate: list[Inference] = []
+        self._asked_for = False
+        """Whether any request has asked to be ranked so far."""
+        self._pauses: set[trio.CancelScope] = set()
+        """Of calibrations that wait until their model has no job."""
         self._wake = trio.Event()
 
     def consider(self, job: Job) -> None:
@@ -57,6 +62,10 @@ class Ranking:
         request = job.request
         if not request.ranked or request.priority is not None:
             return
+        if not self._asked_for:
+            self._asked_for = True
+            for pause in self._pauses:
+                pause.deadline = trio.current_time() + CALIBRATION_PAUSE_S
         if self._model() is None or not self._desk.config.rank_ms or len(self._waiting) >= self._desk.backlog.limit:
             self.ranks.unranked += 1
             return
@@ -65,7 +74,8 @@ class Ranking:
         self._wake.set()
 
     def model_ready(self, model: Inference) -> None:
-        """A model was loaded, for the first time or again: its scores have to be learnt before they mean something."""
+        """A model was loaded, for the first time or again: its scores have to be learnt before they mean something.
+        That takes about a thousand tokens of prefill, in time that nobody else wants while nobody asks for ranks."""
         entry = model.entry
         self._rankers.pop(entry.id, None)
         if self._desk.config.rank_ms and "score" in entry.features and entry.type in KEEPS_STATES:
@@ -119,22 +129,31 @@ class Ranking:
         return None if scores is None else choose(scores, offsets)
 
     async def _calibrate(self, model: Inference) -> None:
-        """Started by: `run`, when a model was loaded. Ends when: the model has scored the samples, or cannot, or has
-        taken too long. Cancelled by: the kernel's end."""
+        """Started by: `run`, when a model was loaded. Ends when: the model has scored the samples, or cannot, or takes
+        too long for one. Cancelled by: the kernel's end."""
         scores: list[list[float]] = []
-        with trio.move_on_after(CALIBRATION_S):
-            for text in SAMPLES:
-                with trio.move_on_after(CALIBRATION_PAUSE_S):
-                    await model.emptied()
+        for text in SAMPLES:
+            await self._pause(model)
+            values: list[float] | None = None
+            with trio.move_on_after(SAMPLE_S):
                 values = await model.score(prompt(text), LABELS)
-                if values is None or len(values) != len(LABELS):
-                    break
-                scores.append(values)
+            if values is None or len(values) != len(LABELS):
+                break
+            scores.append(values)
         if len(scores) == len(SAMPLES) and model.entry.state == "ready":
             self._rankers[model.entry.id] = calibration(scores)
             log.info("ranker ready model=%s", model.entry.id)
         elif model.entry.state == "ready":
             log.warning("model does not rank model=%s", model.entry.id)
+
+    async def _pause(self, model: Inference) -> None:
+        """Until the model has no job; no longer than CALIBRATION_PAUSE_S where ranks are wanted."""
+        with trio.move_on_after(CALIBRATION_PAUSE_S if self._asked_for else float("inf")) as scope:
+            self._pauses.add(scope)
+            try:
+                await model.emptied()
+            finally:
+                self._pauses.discard(scope)
 
     def _model(self) -> Inference | None:
         able = [m for m in self._desk.models if m.entry.id in self._rankers and m.entry.state == "ready"]

@@ -97,6 +97,8 @@ class FakeModel:
         self.info = ModelInfo("fake", plan.context_size, memory_bytes=0, description="echoes its prompt")
         self.elapsed_s = 0.0
         self.closed = False
+        self.scored = 0
+        """Questions taken up."""
         self.cache_limit = spec.kv_ram_bytes
         self._plan = plan
         self._count_step = count_step
@@ -191,6 +193,7 @@ class FakeModel:
         if not self._questions:
             return
         question = self._questions.pop(0)
+        self.scored += 1
         self.elapsed_s += self._plan.score_s
         if self._plan.score_fails:
             self._events.append(Failed(question.id, "driver_failed", "the fake driver was told to fail at scores"))

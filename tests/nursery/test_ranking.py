@@ -125,6 +125,35 @@ async def test_many_at_once_are_ranked_as_far_as_time_allows() -> None:
         assert status(k)["ranked"] == 2
 
 
+async def test_a_busy_model_is_not_asked_about_samples_before_anybody_wants_ranks() -> None:
+    async with running_kernel(scores=True, score_s=0.05, decode_s=1.0, slots=2) as k:
+        words = "word " * 200
+        await k.connect().send(request("busy", words, max_tokens=100), request("busy too", words, max_tokens=200))
+        await trio.sleep(90)
+        assert status(k)["model"] is None
+        assert k.drivers[0].models[0].scored <= 1, "one at most had been asked before the jobs came"
+        result, _ = await ended(k.connect(), unranked("first", "a crisis"))
+        assert result["priority"] == "normal"
+        await trio.sleep(2 * len(SAMPLES))
+        assert len(k.desk.models[0].jobs()) == 1, "it is busy still"
+        assert status(k)["model"] == "fake-0"
+
+
+async def test_an_idle_model_learns_its_scores_before_anybody_asks() -> None:
+    async with running_kernel(scores=True, score_s=0.05, decode_s=1.0) as k:
+        await k.connect().send(request("busy", "a b c"))
+        await trio.sleep(CALIBRATED_S)
+        result, _ = await ended(k.connect(), unranked("first", "a crisis"))
+        assert result["priority"] == "critical"
+
+
+async def test_a_model_that_takes_too_long_for_a_sample_does_not_rank() -> None:
+    async with running_kernel(scores=True, score_s=31.0) as k:
+        await trio.sleep(100)
+        assert k.drivers[0].models[0].scored <= 2
+        assert status(k)["model"] is None
+
+
 async def test_a_ranker_that_fails_at_it_is_not_asked() -> None:
     async with running_kernel(scores=True, score_fails=True) as k:
         await trio.sleep(CALIBRATED_S)
