@@ -29,7 +29,8 @@ MARK = "<tool_call>"
 CALL_LOGITS = 4.0
 """How far below the likeliest first token that of a call may be, for a model that is told of tools in words: it was
 not trained to call, and hardly ever begins with a brace. Over the 43 requests that this was chosen by, SmolLM2 then
-called for 15 of the 20 that want it and 3 of the 23 that do not; without, for none."""
+called for 15 of the 20 that want it and 3 of the 23 that do not; without, for none. Over 40 others, which nothing was
+chosen by (tests/tool_choice), it then called for 14 of 20 and 2 of 20."""
 INTRODUCTION = "You can call these functions, each described by a JSON object with the schema of its arguments:"
 MAY_CALL = (
     'To call one, answer with nothing but a JSON object: {"name": the function\'s name, "arguments": its arguments}. '
