@@ -273,6 +273,8 @@ class Person:
                 {"role": "assistant", "content": "f"},
                 {"role": "user", "content": text},
             ]
+        if ("session_id" in message or "messages" in message) and rng.random() < 0.4:
+            message["overflow"] = "drop_oldest"
 
 
 @dataclass(eq=False)

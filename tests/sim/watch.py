@@ -49,7 +49,8 @@ class Watch:
         self._jobs: dict[int, Job] = {}
         self._turns: dict[str, list[Job]] = defaultdict(list)
         """Of each session, in order of arrival."""
-        self._prompts: dict[int, int] = {}
+        self._prompts: dict[int, list[tuple[str, str]]] = {}
+        """All that a job's model was given to read, by role."""
         """Words that the model was given for a job, at last."""
         self._rotation: dict[str, Iterator[str]] = {}
         for name in ("accept", "end", "put_back"):
@@ -128,7 +129,8 @@ class Watch:
                     if isinstance(outcome, DeadlineExceeded):
                         assert trio.current_time() >= job.deadline
                     if isinstance(outcome, Result):
-                        assert outcome.usage.prompt_tokens == self._prompts[job.arrival]
+                        read = _kept(self._prompts[job.arrival], job, outcome)
+                        assert outcome.usage.prompt_tokens == sum(len(text.split()) for _, text in read)
             end(job, outcome)
             with unforgiving():
                 assert job.outcome is not None
@@ -160,7 +162,7 @@ class Watch:
         request = job.request
         if isinstance(task, Embed | Rerank):
             texts = task.texts if isinstance(task, Embed) else (task.query, *task.documents)
-            self._prompts[job.arrival] = sum(len(text.split()) for text in texts)
+            self._prompts[job.arrival] = [("user", text) for text in texts]
             return
         assert isinstance(task, Generate)
         assert messages or (request.messages is None and request.session_id is None), "the model cannot do this"
@@ -169,7 +171,7 @@ class Watch:
         for said in task.messages:
             words = len(said.content.split())
             assert said.token_ids in ((), *([tuple(range(words))] if said.role == "assistant" else []))
-        self._prompts[job.arrival] = sum(len(content.split()) for _, content in expected)
+        self._prompts[job.arrival] = expected
 
     def _conversation(self, job: Job) -> list[tuple[str, str]]:
         """The turns of its session that came before it and ended well, then its own."""
@@ -185,7 +187,7 @@ class Watch:
                 return read
             assert turn.outcome is not None or job.outcome is not None, "two turns of a session at once"
             if isinstance(turn.outcome, Result):
-                history = [*read, ("assistant", turn.outcome.text)]
+                history = [*_kept(read, turn, turn.outcome), ("assistant", turn.outcome.text)]
         raise AssertionError("a turn that never came")
 
     def _never_started(self) -> int:
@@ -271,3 +273,12 @@ class WatchedModel(FakeModel):
         with unforgiving():
             assert len(self._running) < self.slots, "more jobs than slots"
         super().resume(id)
+
+
+def _kept(read: list[tuple[str, str]], job: Job, result: Result) -> list[tuple[str, str]]:
+    """Without the turns that were left out for it: there are no system messages here."""
+    dropped = result.usage.dropped_turns or 0
+    assert not dropped or job.request.overflow == "drop_oldest"
+    kept = read[dropped:]
+    assert kept[0][0] == "user"
+    return kept

@@ -1,5 +1,5 @@
-"""Does a model call when it should, and only then? `python -m tests.tool_choice MODEL.gguf` asks it the held-out requests
-greedily, with `tool_choice: auto`, and prints how often it calls and talks."""
+"""Does a model call when it should, and only then? `python -m tests.tool_choice MODEL.gguf` asks it the held-out
+requests greedily, with `tool_choice: auto`, and prints how often it calls and talks."""
 
 from __future__ import annotations
 
