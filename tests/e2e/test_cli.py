@@ -242,6 +242,24 @@ def test_chat_with_turns_from_a_pipe(daemon: Daemon, folder: Path) -> None:
     assert done.stdout.splitlines() == ["one two", "three", "four"]
 
 
+def test_chat_goes_on_without_its_oldest_turns_when_told_to(folder: Path) -> None:
+    """Echoes of five words, in a context of thirty: there is room for twenty-three beside an answer."""
+    turns = "".join(f"{word} {word} {word} {word} {word}\n" for word in ("one", "two", "three", "four"))
+    with running(folder, config={"context_size": 30}) as daemon:
+        at = ("-s", str(daemon.socket))
+        done = granville(folder, "chat", *at, stdin=turns)
+        assert done.returncode == 3
+        assert "35 tokens and the context 30" in done.stderr
+        done = granville(folder, "chat", "--drop-oldest", *at, stdin=turns)
+        assert done.returncode == 0
+        assert done.stdout.splitlines() == turns.splitlines()
+        assert done.stderr == "[the conversation is long: its 4 oldest turns are left out from here on]\n"
+        for word in ("one", "two", "three"):
+            done = granville(folder, "submit", *at, "--session", "s", "--drop-oldest", "--json", f"{word} " * 8)
+            assert done.returncode == 0
+        assert json.loads(done.stdout)["usage"]["dropped_turns"] == 2
+
+
 def test_models_of_an_empty_store(folder: Path) -> None:
     done = granville(folder, "models")
     assert done.returncode == 0
