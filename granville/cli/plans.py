@@ -12,7 +12,7 @@ import trio
 from granville.config import ServeConfig
 from granville.errors import StartupError
 from granville.hosting.interface import Driver, ModelSpec
-from granville.hosting.locate import find_driver
+from granville.hosting.locate import find_driver, is_name
 from granville.models.catalogue import Catalogue
 from granville.models.gguf import read_header
 from granville.models.identity import fingerprint
@@ -69,7 +69,7 @@ class Planner:
 
     async def __call__(self, order: Order, kv_ram_bytes: int, kv_disk_bytes: int) -> ModelPlan:
         wanted = parse_model(order.model)
-        if wanted.driver is not None and ":" in wanted.driver and wanted.driver != self.driver_name:
+        if wanted.driver is not None and not is_name(wanted.driver) and wanted.driver != self.driver_name:
             raise StartupError(f"?driver={wanted.driver}: give the name of an installed driver")
         found = await ModelStore().resolve(parse_ref(wanted.ref))
         if not isinstance(found, Path):

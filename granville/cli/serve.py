@@ -48,7 +48,7 @@ def serve(
         int, Parameter(name=("--queue-size", "-q"), help="Jobs that may wait; the next is refused.")
     ] = ServeConfig.queue_size,
     driver: Annotated[
-        str, Parameter(name=("--driver", "-d"), help="Inference driver, by name or module:Class.")
+        str, Parameter(name=("--driver", "-d"), help="Inference driver: a name, a path, or module:Class.")
     ] = "granville-llama",
     slots: Annotated[int, Parameter(help="Sequences that each model runs at once.")] = 8,
     threads: Annotated[int, Parameter(help="Threads of the model; 0 for all cores.")] = 0,
@@ -122,6 +122,8 @@ def serve(
 
     Before it may stand a type (inference, ranker, stt, tts, embedding, rerank), an id of your own, or both, and after
     it a driver: `ranker:small:tiny.gguf?driver=NAME`. The same file twice is two models.
+
+    A driver is the name of an installed one, a folder with a driver.json, a shared library, or `module:Class`.
 
     What is missing is fetched first. One line on standard output says when the daemon is ready. The first SIGTERM
     or Ctrl-C lets running jobs finish within `--grace`; a second ends at once.

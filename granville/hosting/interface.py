@@ -49,6 +49,8 @@ class Capabilities:
     """`interrupt` ends a step early. When false a step may last as long as a whole answer."""
     messages: bool = True
     """A whole conversation can be given; when false only a single user turn."""
+    sampling: bool = True
+    """It heeds `Generate.sampling`; when false only requests that leave it as it is are taken."""
     park: bool = False
     constrain: bool = False
     """`grammar` and `json_schema`."""
@@ -57,6 +59,8 @@ class Capabilities:
     """It takes `Score` beside its slots."""
     drop_oldest: bool = False
     """`Generate.drop_oldest`."""
+    resume: bool = False
+    """It takes `Generate.produced`: a job that a failure has cut short goes on where its client has read to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +145,10 @@ class Generate:
     drop_oldest: bool = False
     """Of a conversation that leaves no room for an answer the oldest turns may be left out: `shortened` does it, and
     `Usage.dropped_turns` says how many they were."""
+    produced: tuple[int, ...] = ()
+    """The tokens of this job's earlier `Token` events, of a life of the model that a failure has ended; only with the
+    `resume` capability. Its answer begins with them: they count in `max_tokens` and in the usage, stop strings and
+    constraints see them, and no event tells of them or of their text again."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -186,6 +186,7 @@ class Inference:
             name
             for name, able in (
                 ("messages", can.messages),
+                ("sampling", can.sampling),
                 ("constrain", can.constrain),
                 ("tools", can.tools),
                 ("park", can.park),

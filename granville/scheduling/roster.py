@@ -143,6 +143,13 @@ class Roster:
         return able
 
 
+SAMPLING: tuple[tuple[str, object], ...] = tuple(
+    (name, getattr(Request(id="-"), name))
+    for name in ("temperature", "top_p", "top_k", "min_p", "repeat_penalty", "seed")
+)
+"""What a request may set, and how it is when nobody has."""
+
+
 def _needs(request: Request) -> list[tuple[str, str]]:
     """(field, feature) for what a request asks of a model beyond completing a single turn."""
     return [
@@ -158,4 +165,4 @@ def _needs(request: Request) -> list[tuple[str, str]]:
             *((name, name) for name in OTHER_INPUTS.get(request.model_type, ())),
         )
         if getattr(request, name) is not None
-    ]
+    ] + [(name, "sampling") for name, unset in SAMPLING if getattr(request, name) != unset]

@@ -1,0 +1,3 @@
+/* Of an ABI that is to come. */
+#define ABI_VERSION 99
+#include "v2_base.h"

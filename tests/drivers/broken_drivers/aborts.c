@@ -1,0 +1,3 @@
+/* It aborts. */
+#define GENERATE abort();
+#include "v1_base.h"

@@ -1,0 +1,3 @@
+/* It can load nothing. */
+#define LOAD return NULL;
+#include "v1_base.h"

@@ -1,0 +1,3 @@
+/* A NULL in the vtable of v1. */
+#define GENERATE_POINTER NULL
+#include "v1_base.h"

@@ -1,0 +1,3 @@
+/* It has no answer. */
+#define GENERATE return NULL;
+#include "v1_base.h"

@@ -1,0 +1,3 @@
+/* Events of no size. */
+#define STEP events->event_size = 0;
+#include "v2_base.h"
