@@ -52,8 +52,8 @@ def broken(name: str, folder: Path) -> Path:
 
 
 def describe(library: Path, **fields: object) -> Path:
-    """Put a driver.json beside a library that is called as usual; its folder."""
-    manifest = {"name": BROKEN_NAME, "version": BROKEN_VERSION} | fields
+    """Put a driver.json beside a library; its folder."""
+    manifest = {"name": BROKEN_NAME, "version": BROKEN_VERSION, "lib_name": library.name} | fields
     (library.parent / MANIFEST).write_text(json.dumps(manifest))
     return library.parent
 
