@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from granville.cli.help import COMMANDS
+from tests.drivers import c_drivers
 from tests.e2e.harness import GRANVILLE, PATIENCE_S, Daemon, running
 
 ROOT = Path(__file__).parents[2]
@@ -46,10 +47,20 @@ def test_the_readmes_trio_client(daemon: Daemon, folder: Path) -> None:
 
 def test_the_driver_of_the_drivers_page(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (code,) = blocks(ROOT / "docs" / "drivers.md", "python")
+    assert code == (ROOT / "drivers" / "echo" / "python" / "echo_driver.py").read_text(), "the page shows the sample"
     (folder / "my_module.py").write_text(code)
     monkeypatch.setenv("PYTHONPATH", str(folder))
-    with running(folder, driver="my_module:ShoutDriver") as daemon:
-        assert daemon.answer("make some noise") == "MAKE SOME NOISE"
+    with running(folder, driver="my_module:EchoDriver") as daemon:
+        assert daemon.answer("make some noise", max_tokens=2) == "make some"
+        assert daemon.stop() == 0
+
+
+@pytest.mark.parametrize(("block", "answer"), [(0, "MAKE SOME  NOISE, ß"), (1, "make some  noise, ß")])
+def test_the_drivers_in_c_of_the_drivers_page(folder: Path, block: int, answer: str) -> None:
+    source = folder / "driver.c"
+    source.write_text(blocks(ROOT / "docs" / "drivers.md", "c")[block])
+    with running(folder, driver=str(c_drivers.build(source, folder / "driver.so"))) as daemon:
+        assert daemon.answer("make some  noise, ß") == answer
         assert daemon.stop() == 0
 
 
