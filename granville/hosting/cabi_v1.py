@@ -85,17 +85,14 @@ class V1Driver:
     def __init__(self, library: Library, functions: Mapping[str, Callable[..., Any]]) -> None:
         self.library = library
         self.functions = functions
-        self.config: Mapping[str, object] = {}
-        """driver.json's, which hold unless others are given."""
         self.name = library.text(functions["get_name"](), "what granville_driver_get_name returns")
         self.version = library.text(functions["get_version"](), "what granville_driver_get_version returns")
         self._context = library.contexts.setdefault(self.abi, Context(self._init, functions["deinit"]))
 
     def load(self, spec: ModelSpec) -> V1Model:
         refuse_type(self.name, spec.type, TYPES)
-        options = {**self.config, **spec.options}
-        if options:
-            raise DriverError(f"{', '.join(options)}: {self.name} takes no settings; it is of ABI v1")
+        if spec.options:
+            raise DriverError(f"{', '.join(spec.options)}: {self.name} takes no settings; it is of ABI v1")
         if not spec.path.exists():
             raise DriverError(f"there is no file {spec.path}")
         for setting, value in (("threads", spec.threads), ("context_size", spec.context_size)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from ctypes import POINTER, byref, c_double, c_size_t, c_uint64, c_void_p
 from typing import Any
 
@@ -78,8 +78,6 @@ class V2Driver:
 
     def __init__(self, library: Library, table: c.Driver) -> None:
         self.library = library
-        self.config: Mapping[str, object] = {}
-        """driver.json's, which hold unless others are given."""
         self.name = library.text(table.name, f"{VTABLE}.name")
         self.version = library.text(table.version, f"{VTABLE}.version")
         addresses = {name: getattr(table, name) for name in _FUNCTIONS}
@@ -88,7 +86,7 @@ class V2Driver:
 
     def load(self, spec: ModelSpec) -> V2Model:
         refuse_type(self.name, spec.type, tuple(c.TYPES))
-        config = msgspec.json.encode({**self.config, **spec.options})
+        config = msgspec.json.encode(dict(spec.options))
         wanted = c.Load(
             struct_size=ctypes.sizeof(c.Load),
             type=c.TYPES[spec.type],

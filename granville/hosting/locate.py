@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -19,7 +20,7 @@ from granville.config import home
 from granville.errors import StartupError
 from granville.hosting.cabi import open_driver
 from granville.hosting.folder import load_class
-from granville.hosting.interface import Driver
+from granville.hosting.interface import Driver, Model, ModelSpec
 from granville.hosting.manifest import MANIFEST, DriverManifest, check_file, check_same, read_manifest
 
 GROUP = "granville.drivers"
@@ -105,13 +106,20 @@ def _in_folder(folder: Path, expected: str | None = None) -> object:
 
 
 def _describe(driver: Driver, manifest: DriverManifest) -> None:
-    """The driver carries what its driver.json says of its settings, unless its code says it itself."""
-    for name, value in (("config", manifest.config), ("config_schema", manifest.config_schema)):
-        if value and (manifest.abi != "python" or not hasattr(driver, name)):
-            try:
-                setattr(driver, name, value)
-            except AttributeError as error:
-                raise StartupError(f"{name} of its {MANIFEST} finds no place in the driver: {error}") from None
+    """Its `config` holds at every load, under what is given there, and both it and the schema can be read from the
+    driver, unless its own code says them."""
+    load, defaults = driver.load, manifest.config
+
+    def load_with_defaults(spec: ModelSpec) -> Model:
+        return load(replace(spec, options={**defaults, **spec.options}))
+
+    said = {"config": defaults, "config_schema": manifest.config_schema}
+    added = {name: value for name, value in said.items() if value and not hasattr(driver, name)}
+    try:
+        for name, value in (added | ({"load": load_with_defaults} if defaults else {})).items():
+            setattr(driver, name, value)
+    except AttributeError as error:
+        raise StartupError(f"{MANIFEST} has settings, and they find no place in the driver: {error}") from None
 
 
 def _made(found: object) -> object:

@@ -9,7 +9,6 @@ import hashlib
 import platform
 import re
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -205,8 +204,3 @@ def library_name(name: str, platform: str = "") -> str:
 
 def _is_file_name(text: str) -> bool:
     return text not in (".", "..") and not any(char in "/\\:" or not char.isprintable() for char in text)
-
-
-def merged(config: Mapping[str, object], options: Mapping[str, object]) -> dict[str, object]:
-    """The options of a load: those given go before driver.json's."""
-    return {**config, **options}

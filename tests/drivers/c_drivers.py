@@ -14,6 +14,8 @@ from granville.hosting.manifest import MANIFEST, library_name
 ROOT = Path(__file__).parents[2]
 ECHO = ROOT / "drivers" / "echo"
 BROKEN = Path(__file__).parent / "broken_drivers"
+TELLS = Path(__file__).parent / "tells.c"
+"""Answers with what it was given."""
 BROKEN_NAME, BROKEN_VERSION = "granville-broken", "1.0"
 """What those drivers call themselves, unless that is what is broken."""
 STRICT = ("-Wall", "-Wextra", "-Wpedantic", "-Werror")

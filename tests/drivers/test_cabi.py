@@ -41,7 +41,6 @@ from tests.drivers import c_drivers
 
 Broken = Callable[[str], Path]
 MOST_STEPS = 100
-TELLS = Path(__file__).parent / "tells.c"
 
 
 @pytest.fixture(scope="module")
@@ -455,12 +454,10 @@ def test_v2_a_spec_arrives_whole(tmp_path: Path, file: Path) -> None:
         file, slots=3, context_size=77, threads=2, verbose=True, options={"depth": 3}, type="rerank", fingerprint="f1",
         kv_ram_bytes=1000, kv_disk_bytes=234, kv_dir=tmp_path / "kv",
     )  # fmt: skip
-    driver = open_driver(c_drivers.build(TELLS, tmp_path / "tells.so"))
-    driver.config = {"depth": 1, "width": 2}
-    model = driver.load(spec)
+    model = open_driver(c_drivers.build(c_drivers.TELLS, tmp_path / "tells.so")).load(spec)
     info = model.info
     assert (model.slots, info.architecture, info.context_size, info.memory_bytes) == (3, "tells", 77, 1234)
-    assert info.description == f'80 6 2 1 {file} {tmp_path / "kv"} f1 {{"depth":3,"width":2}}'
+    assert info.description == f'80 6 2 1 {file} {tmp_path / "kv"} f1 {{"depth":3}}'
     assert model.capabilities.types == {"rerank"}
     model.close()
 
@@ -501,7 +498,7 @@ def test_v2_figures_that_need_room_and_a_park_that_fails(tmp_path: Path, file: P
 def _load(folder: Path, file: Path, type: str) -> V1Model | V2Model:
     library = folder / "tells.so"
     if not library.exists():
-        c_drivers.build(TELLS, library)
+        c_drivers.build(c_drivers.TELLS, library)
     return open_driver(library).load(ModelSpec(file, type=type))
 
 

@@ -13,7 +13,7 @@ import pytest
 from granville.errors import StartupError
 from granville.hosting.cabi_v1 import V1Driver
 from granville.hosting.cabi_v2 import V2Driver
-from granville.hosting.interface import Finished, Generate, Message, ModelSpec, Token
+from granville.hosting.interface import DriverError, Finished, Generate, Message, ModelSpec, Token
 from granville.hosting.locate import find_driver, installed, is_name
 from tests.drivers import c_drivers
 
@@ -72,10 +72,22 @@ def test_only_plain_names_can_be_asked_for_from_outside() -> None:
 
 
 def test_settings_of_a_driver_json_reach_the_driver(tmp_path: Path) -> None:
-    folder = c_drivers.describe(c_drivers.broken("plain_symbols", tmp_path), config={"depth": 3})
+    file = tmp_path / "model.bin"
+    file.touch()
+    library = c_drivers.build(c_drivers.TELLS, tmp_path / "tells" / "tells.so")
+    schema = {"properties": {"depth": {"type": "integer"}}}
+    folder = c_drivers.describe(
+        library, name="granville-tells", version="1", config={"depth": 1, "width": 2}, config_schema=schema
+    )
     driver = find_driver(str(folder))
-    assert isinstance(driver, V1Driver)
-    assert driver.config == {"depth": 3}
+    assert isinstance(driver, V2Driver)
+    assert (vars(driver)["config"], vars(driver)["config_schema"]) == ({"depth": 1, "width": 2}, schema)
+    model = driver.load(ModelSpec(file, options={"depth": 3}))
+    assert model.info.description.endswith(' {"depth":3,"width":2}')
+    model.close()
+    folder = c_drivers.describe(c_drivers.broken("plain_symbols", tmp_path), config={"depth": 3})
+    with pytest.raises(DriverError, match="depth: granville-broken takes no settings; it is of ABI v1"):
+        find_driver(str(folder)).load(ModelSpec(file))
 
 
 @pytest.mark.parametrize(
@@ -131,7 +143,7 @@ class Driver:
     version = VERSION
     config = {{"mine": 1}}
     def load(self, spec):
-        raise NotImplementedError
+        return dict(spec.options)
 """
 
 
@@ -144,7 +156,10 @@ def test_two_folders_may_have_modules_of_one_name(tmp_path: Path) -> None:
         manifest = {"name": f"granville-{name}", "version": f"1.{name}", "abi": "python", "entry": "driver:Driver"}
         (folder / "driver.json").write_text(json.dumps(manifest | {"config": {"theirs": 2}}))
     assert [find_driver(str(tmp_path / name)).version for name in ("one", "two")] == ["1.one", "1.two"]
-    assert find_driver(str(tmp_path / "one")).config == {"mine": 1}  # type: ignore[attr-defined]
+    driver = find_driver(str(tmp_path / "one"))
+    assert driver.config == {"mine": 1}  # type: ignore[attr-defined]  # what its code says stands
+    options = {"depth": 1}
+    assert driver.load(ModelSpec(tmp_path, options=options)) == {"theirs": 2, "depth": 1}  # type: ignore[comparison-overlap]
 
 
 @pytest.mark.parametrize(
