@@ -11,7 +11,7 @@ from granville.errors import NoModel, UnknownModel, Unsupported
 from granville.scheduling.roster import RATE_WINDOW_S, ModelEntry, ModelState, Roster
 from granville.wire.messages import ChatMessage, ModelType, Request
 
-ALL = frozenset({"messages", "constrain", "tools"})
+ALL = frozenset({"messages", "sampling", "constrain", "tools"})
 
 
 def entry(id: str = "llama-1", type: ModelType = "inference", features: frozenset[str] = ALL) -> ModelEntry:
@@ -79,7 +79,17 @@ NEEDS: list[tuple[str, Any, str]] = [
     ("json_schema", {}, "constrain"),
     ("tools", [{}], "tools"),
     ("tool_choice", "auto", "tools"),
+    ("temperature", 0.1, "sampling"),
+    ("top_p", 0.5, "sampling"),
+    ("top_k", 1, "sampling"),
+    ("min_p", 0.5, "sampling"),
+    ("repeat_penalty", 1.1, "sampling"),
+    ("seed", 0, "sampling"),
 ]
+
+
+def test_settings_of_sampling_that_are_the_usual_ones_need_nothing() -> None:
+    roster_of(entry(features=frozenset())).check(ask(temperature=0.8, top_k=40, seed=None))
 
 
 @pytest.mark.parametrize(("field", "value", "feature"), NEEDS)

@@ -318,6 +318,14 @@ def test_v1_answers_that_are_none(broken: Broken, file: Path, name: str, words: 
     model.close()
 
 
+def test_v1_both_shapes_of_generate(broken: Broken, file: Path) -> None:
+    model = open_driver(broken("reset_cache")).load(ModelSpec(file))
+    for reset, answer in ((False, "on"), (True, "anew")):
+        model.submit(ask("a", "hello", reset_cache=reset))
+        assert text_of(run(model), "a") == answer
+    model.close()
+
+
 def test_v1_init_and_load_that_fail(broken: Broken, file: Path) -> None:
     with pytest.raises(DriverError, match="granville_driver_init returned NULL"):
         open_driver(broken("init_null")).load(ModelSpec(file))
@@ -411,6 +419,37 @@ def test_v2_figures_that_are_none_cost_nothing_but_themselves(broken: Broken, fi
     model = open_driver(broken("wrong_stats")).load(ModelSpec(file))
     assert "stats: " in str(model.stats()["error"])
     model.close()
+
+
+def test_v2_a_driver_of_a_newer_header(broken: Broken, file: Path) -> None:
+    model = open_driver(broken("newer")).load(ModelSpec(file))
+    model.submit(ask("a", "hello"))
+    assert run(model) == [Token("a", "fine"), Finished("a", "stop", Usage())]
+    model.close()
+
+
+def test_v2_is_asked_and_interrupted_from_other_threads_to_its_end(echo: Path, file: Path) -> None:
+    driver = open_driver(echo / "v2" / "libgranville_echo_v2.so")
+    for _ in range(20):
+        model = driver.load(ModelSpec(file, slots=2))
+        seen: list[object] = []
+        over = threading.Event()
+        threads = [threading.Thread(target=_bother, args=(model, over, seen)) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        model.submit(ask("a", "one two three"))
+        assert text_of(run(model), "a") == "one two three"
+        model.close()
+        over.set()
+        for thread in threads:
+            thread.join()
+        assert all(one in ({"slots": 2}, {}) for one in seen)
+
+
+def _bother(model: V1Model | V2Model, over: threading.Event, seen: list[object]) -> None:
+    while not over.is_set():
+        seen.append(model.stats())
+        model.interrupt()
 
 
 # --- the whole of v2, by a driver that tells what it was given

@@ -55,8 +55,14 @@ void granville_driver_unload_model(void *ctx, void *model)
     UNLOAD
 }
 
+#ifdef GRANVILLE_V1_RESET_CACHE
+#define MORE , bool reset_cache
+#else
+#define MORE
+#endif
+
 #ifndef NO_GENERATE
-const char *granville_driver_generate(void *ctx, void *model, const char *prompt, uint32_t max_tokens)
+const char *granville_driver_generate(void *ctx, void *model, const char *prompt, uint32_t max_tokens MORE)
 {
     (void)ctx, (void)model, (void)prompt, (void)max_tokens;
     GENERATE
