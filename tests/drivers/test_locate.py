@@ -127,11 +127,12 @@ def test_the_sample_in_python_runs_from_its_folder(tmp_path: Path) -> None:
     file = tmp_path / "model.bin"
     file.touch()
     model = driver.load(ModelSpec(file))
-    model.submit(Generate("a", (Message("user", "one two three"),), max_tokens=2))
-    events = [event for _ in range(3) for event in model.step(None)]
-    assert [event.text for event in events if isinstance(event, Token)] == ["one", " two"]
-    assert isinstance(events[-1], Finished)
-    assert events[-1].finish_reason == "length"
+    for stop, said, reason in (((), ["one", " two"], "length"), (("o t", "ee"), ["one", " tw"], "stop")):
+        model.submit(Generate(f"stop {stop}", (Message("user", "one two three"),), max_tokens=2, stop=stop))
+        events = [event for _ in range(3) for event in model.step(None)]
+        assert [event.text for event in events if isinstance(event, Token)] == said
+        assert isinstance(events[-1], Finished)
+        assert events[-1].finish_reason == reason
 
 
 DRIVER = """

@@ -8,20 +8,21 @@ class EchoModel:
 
     def __init__(self, spec: granville.ModelSpec) -> None:
         self.slots = spec.slots
-        self.info = granville.ModelInfo("echo", context_size=4096, memory_bytes=0)
-        self._running: dict[str, tuple[granville.Generate, int]] = {}  # each job, and how many words it has said
+        self.info = granville.ModelInfo("echo", context_size=0, memory_bytes=0)
+        self._running: dict[str, tuple[list[str], int, int]] = {}  # a job's words, the most it may say, how many it has
 
     def submit(self, request: granville.Task) -> None:
         assert isinstance(request, granville.Generate)  # its capabilities name no other kind of work
-        self._running[request.id] = (request, 0)
+        text = " ".join(request.messages[-1].content.split())
+        ends = [text.find(stop) for stop in request.stop if stop in text]
+        self._running[request.id] = (text[: min(ends, default=None)].split(" "), request.max_tokens, 0)
 
     def step(self, prefill_ms: float | None) -> list[granville.Event]:
         events: list[granville.Event] = []
-        for id, (request, said) in list(self._running.items()):
-            words = request.messages[-1].content.split()
-            if said < min(len(words), request.max_tokens):
+        for id, (words, most, said) in list(self._running.items()):
+            if said < min(len(words), most):
                 events.append(granville.Token(id, words[said] if said == 0 else f" {words[said]}"))
-                self._running[id] = (request, said + 1)
+                self._running[id] = (words, most, said + 1)
             else:
                 del self._running[id]
                 usage = granville.Usage(prompt_tokens=len(words), completion_tokens=said)
