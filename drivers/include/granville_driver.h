@@ -206,6 +206,7 @@ struct granville_error {
 #define GRANVILLE_CAN_CONSTRAIN (UINT64_C(1) << 6) /* grammars and JSON schemas */
 #define GRANVILLE_CAN_TOOLS (UINT64_C(1) << 7)     /* calls of tools */
 #define GRANVILLE_CAN_SCORE (UINT64_C(1) << 8)     /* GRANVILLE_TASK_SCORE beside its slots */
+#define GRANVILLE_CAN_DROP (UINT64_C(1) << 9)      /* drop_oldest of the request; with CAN_MESSAGES */
 
 /* What a model is loaded for. */
 enum {
@@ -281,7 +282,8 @@ struct granville_request {
     const int32_t *produced; /* CAN_RESUME: ids of tokens that an earlier life of the model has sent for this job; */
     size_t produced_count;   /* mostly none. They are read after the prompt and not sent again */
     uint32_t reset_cache;    /* 1: forget what is kept of the session, and take nothing from a cache */
-    uint32_t reserved;
+    uint32_t drop_oldest;    /* CAN_DROP, 1: where the conversation leaves no room for an answer its oldest turns may be
+                                left out, as few as have to go: no system messages, and questions with their answers */
 };
 
 /*
@@ -337,7 +339,7 @@ struct granville_event {
     uint32_t prompt_tokens;     /* FINISHED, OUTPUT: how many tokens were read, */
     uint32_t cached_tokens;     /* how many of these came from a cache and were not computed, */
     uint32_t completion_tokens; /* and how many were sampled */
-    uint32_t reserved;
+    uint32_t dropped_turns;     /* FINISHED, with drop_oldest: how many messages were left out */
 };
 
 /* The events of a step: the kernel passes it zeroed, with struct_size set, and step fills it. */

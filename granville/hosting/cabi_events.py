@@ -196,4 +196,4 @@ class Reader:
 
 
 def _usage(event: c.Event) -> Usage:
-    return Usage(event.prompt_tokens, event.cached_tokens, event.completion_tokens)
+    return Usage(event.prompt_tokens, event.cached_tokens, event.completion_tokens, event.dropped_turns)

@@ -168,5 +168,6 @@ def capabilities(info: c.ModelInfo, type: str) -> Capabilities:
         constrain=bool(can & c.CAN_CONSTRAIN),
         tools=bool(can & c.CAN_TOOLS),
         score=bool(can & c.CAN_SCORE),
+        drop_oldest=bool(can & c.CAN_DROP),
         resume=bool(can & c.CAN_RESUME),
     )

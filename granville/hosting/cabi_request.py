@@ -19,7 +19,8 @@ def to_request(number: int, task: Task, *, stops: bool) -> c.Request:
     text: str | None
     if isinstance(task, Generate):
         text, rest = task.messages[-1].content, _generate(task, stops=stops)
-        request.max_tokens, request.urgency, request.reset_cache = task.max_tokens, task.urgency, task.reset_cache
+        request.max_tokens, request.urgency = task.max_tokens, task.urgency
+        request.reset_cache, request.drop_oldest = task.reset_cache, task.drop_oldest
         if task.produced:
             request.produced = (c_int32 * len(task.produced))(*task.produced)
             request.produced_count = len(task.produced)

@@ -18,9 +18,8 @@ OK = 0
 STATUS_ERRORS = {1: "driver_failed", 2: "bad_request", 3: "prompt_too_long", 4: "unsupported", 5: "driver_failed"}
 """Wire errors by status; another status is driver_failed."""
 
-CAN_INTERRUPT, CAN_STOP, CAN_MESSAGES, CAN_SAMPLE, CAN_PARK, CAN_RESUME, CAN_CONSTRAIN, CAN_TOOLS, CAN_SCORE = (
-    1 << bit for bit in range(9)
-)
+CAN_INTERRUPT, CAN_STOP, CAN_MESSAGES, CAN_SAMPLE, CAN_PARK = (1 << bit for bit in range(5))
+CAN_RESUME, CAN_CONSTRAIN, CAN_TOOLS, CAN_SCORE, CAN_DROP = (1 << bit for bit in range(5, 10))
 TYPES = {"inference": 1, "ranker": 2, "stt": 3, "tts": 4, "embedding": 5, "rerank": 6}
 GENERATE, SCORE, EMBED, RERANK = range(1, 5)
 TOKEN, FINISHED, OUTPUT, FAILED, PARKED = range(1, 6)
@@ -92,7 +91,7 @@ class Request(Structure):
         ("produced", POINTER(c_int32)),
         ("produced_count", c_size_t),
         ("reset_cache", c_uint32),
-        ("reserved", c_uint32),
+        ("drop_oldest", c_uint32),
     )
 
 
@@ -110,7 +109,7 @@ class Event(Structure):
         ("prompt_tokens", c_uint32),
         ("cached_tokens", c_uint32),
         ("completion_tokens", c_uint32),
-        ("reserved", c_uint32),
+        ("dropped_turns", c_uint32),
     )
     if TYPE_CHECKING:
         job: int
@@ -125,6 +124,7 @@ class Event(Structure):
         prompt_tokens: int
         cached_tokens: int
         completion_tokens: int
+        dropped_turns: int
 
 
 class Events(Structure):

@@ -13,6 +13,7 @@ struct granville_model {
     int32_t tokens[16];
     size_t token_count;
     uint64_t cache;
+    uint32_t drop_oldest;
     int interrupted;
     struct granville_event events[2];
     float values[6];
@@ -65,6 +66,7 @@ static granville_status submit(struct granville_model *model, const struct granv
     model->job = request->job;
     model->kind = request->kind;
     model->token_count = request->produced_count;
+    model->drop_oldest = request->drop_oldest;
     for (size_t at = 0; at < request->produced_count; at++) {
         model->tokens[at] = request->produced[at];
         end += sprintf(end, "%d ", model->tokens[at]);
@@ -102,6 +104,7 @@ static granville_status step(struct granville_model *model, double prefill_ms, s
     event[0].tokens = model->tokens;
     event[0].token_count = model->token_count;
     event[1].kind = GRANVILLE_EVENT_FINISHED;
+    event[1].dropped_turns = model->drop_oldest ? 4 : 0;
     event[1].code = GRANVILLE_FINISH_TOOL;
     event[1].text = call;
     event[1].text_size = sizeof call - 1;

@@ -458,12 +458,14 @@ def _bother(model: V1Model | V2Model, over: threading.Event, seen: list[object])
 def test_v2_all_that_can_be_asked_arrives(tmp_path: Path, file: Path) -> None:
     """tells.c answers with the JSON that it got, or gives values; what it says of itself has every capability."""
     model = _load(tmp_path, file, "inference")
-    assert model.capabilities.resume
-    assert model.capabilities.sampling
+    can = model.capabilities
+    assert all((can.interruptible, can.messages, can.sampling, can.park, can.constrain, can.tools, can.score))
+    assert can.drop_oldest
+    assert can.resume
     model.submit(
         ask(
             "a", "hello", stop=("x",), session="s1", constraint=Constraint("gbnf", "root ::= x"), produced=(7, 8),
-            reset_cache=True, tools=(Tool("go", "goes", {"type": "object"}),), tool_choice="required",
+            reset_cache=True, drop_oldest=True, tools=(Tool("go", "goes", {"type": "object"}),), tool_choice="required",
         )
     )  # fmt: skip
     gc.collect()
@@ -480,7 +482,7 @@ def test_v2_all_that_can_be_asked_arrives(tmp_path: Path, file: Path) -> None:
     assert finished.finish_reason == "tool"
     assert finished.call is not None
     assert (finished.call.name, finished.call.arguments) == ("go", '{"far":true}')
-    assert finished.usage == _usage(3, 2, 1)
+    assert finished.usage == Usage(3, 2, 1, dropped_turns=4)
     assert model.stats() == {"cache": 0}
     model.limit_cache(12345)
     assert model.stats() == {"cache": 12345}
@@ -502,7 +504,7 @@ def test_v2_a_spec_arrives_whole(tmp_path: Path, file: Path) -> None:
 
 
 def test_v2_values(tmp_path: Path, file: Path) -> None:
-    usage = _usage(3, 2, 1)
+    usage = Usage(3, 2, 1)
     for type, task, value in (
         ("embedding", Embed("a", ("one", "two")), [[0.5, 1.5, 2.5], [3.5, 4.5, 5.5]]),
         ("rerank", Rerank("a", "which", ("one", "two", "three")), [0.5, 1.5, 2.5]),
@@ -541,10 +543,6 @@ def _load(folder: Path, file: Path, type: str) -> V1Model | V2Model:
     return open_driver(library).load(ModelSpec(file, type=type))
 
 
-def _usage(prompt: int, cached: int, completion: int) -> Usage:
-    return Usage(prompt, cached, completion)
-
-
 # --- the header
 
 
@@ -571,7 +569,7 @@ def test_the_header_and_ctypes_have_the_same_structures(tmp_path: Path) -> None:
         "ERROR_BYTES": c.ERROR_BYTES, "ABI_VERSION_2": cabi_v2.ABI_VERSION, "OK": c.OK,
         "CAN_INTERRUPT": c.CAN_INTERRUPT, "CAN_STOP": c.CAN_STOP, "CAN_MESSAGES": c.CAN_MESSAGES,
         "CAN_SAMPLE": c.CAN_SAMPLE, "CAN_PARK": c.CAN_PARK, "CAN_RESUME": c.CAN_RESUME,
-        "CAN_CONSTRAIN": c.CAN_CONSTRAIN, "CAN_TOOLS": c.CAN_TOOLS, "CAN_SCORE": c.CAN_SCORE,
+        "CAN_CONSTRAIN": c.CAN_CONSTRAIN, "CAN_TOOLS": c.CAN_TOOLS, "CAN_SCORE": c.CAN_SCORE, "CAN_DROP": c.CAN_DROP,
         "TASK_GENERATE": c.GENERATE, "TASK_SCORE": c.SCORE, "TASK_EMBED": c.EMBED, "TASK_RERANK": c.RERANK,
         "EVENT_TOKEN": c.TOKEN, "EVENT_FINISHED": c.FINISHED, "EVENT_OUTPUT": c.OUTPUT, "EVENT_FAILED": c.FAILED,
         "EVENT_PARKED": c.PARKED, "FINISH_STOP": 1, "FINISH_LENGTH": 2, "FINISH_TOOL": c.FINISH_TOOL,

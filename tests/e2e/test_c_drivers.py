@@ -116,7 +116,7 @@ def test_a_call_that_cannot_be_stopped_holds_up_nobody_but_its_slot(folder: Path
     """slow.c takes a tenth of a second a token. Whoever cancels, or has a deadline, is told while it still runs."""
     library = c_drivers.broken("slow", folder)
     with running(folder, driver=str(library)) as daemon, daemon.connect() as client:
-        assert is_ack(client.ask({"id": "long", "text": "hello", "max_tokens": 40}))
+        assert is_ack(client.ask({"id": "long", "text": "hello", "max_tokens": 25}))
         eventually(lambda: daemon.counts()["running"] == 1)
         assert daemon.ask({"op": "cancel", "id": "long"})["state"] == "cancelled"
         assert client.end_of("long")["code"] == 499
