@@ -64,8 +64,8 @@ def tune(
     hold for this file, this kind of processor and this version of llama.cpp, and are left aside for any other. Remove
     the two files to be rid of them.
 
-    Nothing else should run meanwhile. A small model takes two or three minutes, and about twice its own size of disk until
-    the end.
+    Nothing else should run meanwhile. A small model takes two or three minutes, and about twice its own size of disk
+    until the end.
     """
     import trio
 
