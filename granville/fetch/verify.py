@@ -1,8 +1,8 @@
 """Is this file what it should be: its SHA-256, and the first bytes of its format.
 
 A multi-gigabyte model takes seconds to hash, so a file that passed is remembered in a small file beside it
-(`.NAME.verified`) by size, modification time and inode. Whoever can forge those could as well replace the
-file after a check; bytes that rot on the disk are for the file system's own checksums to find.
+(`.NAME.verified`) by size, modification time and inode, with where it came from. Whoever can forge those could as well
+replace the file after a check; bytes that rot on the disk are found by `granville models verify`, which reads them.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ import msgspec
 import trio
 
 from granville.errors import StartupError
+from granville.fetch.progress import Progress, silent
 
 GGUF_MAGIC = b"GGUF"
 GGUF_VERSIONS = (2, 3)
 READ_BYTES = 1 << 20
+PROGRESS_BYTES = 32 << 20
 
 log = logging.getLogger(__name__)
 
@@ -30,13 +32,15 @@ class HashMismatch(StartupError):
     """The bytes are not those that were asked for."""
 
 
-class Verified(msgspec.Struct, frozen=True):
+class Verified(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a file was when its hash was last computed."""
 
     sha256: str
     size: int
     mtime_ns: int
     inode: int
+    source: str | None = None
+    """Where it came from, for a person; None: not known."""
 
 
 def check_digest(text: str) -> str:
@@ -47,30 +51,42 @@ def check_digest(text: str) -> str:
     return digest
 
 
-async def sha256_file(path: Path) -> str:
+async def sha256_file(path: Path, progress: Progress = silent) -> str:
     """The hex digest of a file of any size, read in a thread that notices cancellation."""
-    return await trio.to_thread.run_sync(_sha256, path)
+    return await trio.to_thread.run_sync(_digest, path, "sha256", b"", progress)
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
+async def git_blob_sha1(path: Path) -> str:
+    """Git's name of the file's content (hex): SHA-1 over `blob SIZE`, a NUL, and the bytes
+    (https://git-scm.com/book/en/v2/Git-Internals-Git-Objects)."""
+    return await trio.to_thread.run_sync(_digest, path, "sha1", b"blob %d\0", silent)
+
+
+def _digest(path: Path, algorithm: str, prefix: bytes, progress: Progress) -> str:
+    total, done, shown = path.stat().st_size, 0, 0
+    digest = hashlib.new(algorithm, prefix % total if prefix else b"", usedforsecurity=False)
     with path.open("rb") as file:
         while block := file.read(READ_BYTES):
             digest.update(block)
+            done += len(block)
             trio.from_thread.check_cancelled()
+            if done - shown >= PROGRESS_BYTES or done == total:
+                trio.from_thread.run_sync(progress, f"verifying {path.name.removesuffix('.part')}", done, total)
+                shown = done
     return digest.hexdigest()
 
 
-async def require_digest(path: Path, sha256: str) -> None:
+async def require_digest(path: Path, sha256: str, progress: Progress = silent) -> None:
     """Raises HashMismatch unless the file has this hash. Reads the whole file."""
-    actual = await sha256_file(path)
+    actual = await sha256_file(path, progress)
     if actual != sha256:
         raise HashMismatch(f"{path.name}: expected SHA-256 {sha256}, got {actual}")
 
 
 async def is_verified(path: Path, sha256: str) -> bool:
     """Whether the file has this hash. It is read only when it changed since the last time that it had."""
-    if _recall(path) == _describe(path, sha256):
+    known = known_as(path)
+    if known is not None and known.sha256 == sha256:
         return True
     try:
         await require_digest(path, sha256)
@@ -81,31 +97,56 @@ async def is_verified(path: Path, sha256: str) -> bool:
     return True
 
 
-def remember(path: Path, sha256: str) -> None:
-    """Note that this file has this hash. Where the folder cannot be written to, each start hashes again."""
-    sidecar = _sidecar(path)
-    temporary = sidecar.with_name(f"{sidecar.name}.{os.getpid()}")
+def remember(path: Path, sha256: str, source: str | None = None, *, measured: Path | None = None) -> None:
+    """Note that this file has this hash. Where the folder cannot be written to, each start hashes again.
+
+    `measured` is the file under another name, from which it is about to be renamed. A `source` that was known stays.
+    """
+    old = remembered(path)
+    if source is None and old is not None and old.sha256 == sha256:
+        source = old.source
+    stat = (measured or path).stat()
+    _write(path, Verified(sha256, stat.st_size, stat.st_mtime_ns, stat.st_ino, source))
+
+
+def forget(path: Path) -> None:
+    """The file no longer has the hash that is remembered of it: it is kept as what the file should be."""
+    old = remembered(path)
+    if old is not None:
+        _write(path, Verified(old.sha256, 0, 0, 0, old.source))
+
+
+def remembered(path: Path) -> Verified | None:
+    """What the file was when it was last verified, whatever it is now."""
     try:
-        temporary.write_bytes(msgspec.json.encode(_describe(path, sha256)))
-        os.replace(temporary, sidecar)
-    except OSError as error:
-        log.info("the hash of %s is not remembered: %s", path.name, error)
+        return msgspec.json.decode(sidecar_of(path).read_bytes(), type=Verified)
+    except (FileNotFoundError, msgspec.DecodeError, UnicodeDecodeError):
+        return None
 
 
-def _sidecar(path: Path) -> Path:
+def known_as(path: Path) -> Verified | None:
+    """What is remembered of the file, when it has not changed since."""
+    found, stat = remembered(path), path.stat()
+    same = found is not None and (found.size, found.mtime_ns, found.inode) == (
+        stat.st_size,
+        stat.st_mtime_ns,
+        stat.st_ino,
+    )
+    return found if same else None
+
+
+def sidecar_of(path: Path) -> Path:
     return path.with_name(f".{path.name}.verified")
 
 
-def _describe(path: Path, sha256: str) -> Verified:
-    stat = path.stat()
-    return Verified(sha256, stat.st_size, stat.st_mtime_ns, stat.st_ino)
-
-
-def _recall(path: Path) -> Verified | None:
+def _write(path: Path, verified: Verified) -> None:
+    sidecar = sidecar_of(path)
+    temporary = sidecar.with_name(f"{sidecar.name}.{os.getpid()}")
     try:
-        return msgspec.json.decode(_sidecar(path).read_bytes(), type=Verified)
-    except (FileNotFoundError, msgspec.DecodeError):
-        return None
+        temporary.write_bytes(msgspec.json.encode(verified))
+        os.replace(temporary, sidecar)
+    except OSError as error:
+        log.info("the hash of %s is not remembered: %s", path.name, error)
 
 
 def check_gguf(path: Path) -> None:

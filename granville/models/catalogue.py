@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from granville.fetch.sources import Source, parse_source, with_facts
+from granville.fetch.sources import Mirrors, Source, parse_source, with_facts
 
 
 class DriverEntry(msgspec.Struct, frozen=True):
@@ -26,20 +26,34 @@ class DriverEntry(msgspec.Struct, frozen=True):
     capabilities: list[str]
 
 
-class ModelEntry(msgspec.Struct, frozen=True):
-    """A model of the catalogue. `license` is an SPDX expression, `type` what it is loaded for."""
+class ModelEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """A model of the catalogue. `license` is an SPDX expression, `type` what it is loaded for. It has either
+    one `source`, or several `sources` of the same bytes, tried in order."""
 
     description: str
-    source: str
+    source: str | None = None
+    sources: list[str] = []
     sha256: str
     size_bytes: int
     license: str
     type: str = "inference"
     aliases: list[str] = []
 
+    def __post_init__(self) -> None:
+        if (self.source is None) == (not self.sources):
+            raise ValueError("a model has either a `source` or `sources`")
+
+    @property
+    def all_sources(self) -> list[str]:
+        return self.sources if self.source is None else [self.source]
+
     @property
     def origin(self) -> Source:
-        return with_facts(parse_source(self.source), sha256=self.sha256, size=self.size_bytes)
+        found = tuple(
+            with_facts(parse_source(source, self.sha256), sha256=self.sha256, size=self.size_bytes)
+            for source in self.all_sources
+        )
+        return found[0] if len(found) == 1 else Mirrors(found)
 
 
 class Registry(msgspec.Struct, frozen=True):

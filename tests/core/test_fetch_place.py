@@ -15,6 +15,7 @@ import trio.testing
 from granville.errors import StartupError
 from granville.fetch import verify
 from granville.fetch.place import put_in_place, require_space, sole_writer
+from granville.fetch.progress import Progress
 from granville.fetch.verify import HashMismatch, check_gguf, is_verified, require_digest, sha256_file
 
 GGUF = b"GGUF\x03\0\0\0" + bytes(range(256)) * 9000
@@ -37,7 +38,7 @@ async def test_a_verified_file_is_not_read_again_until_it_changes(
 ) -> None:
     reads: list[Path] = []
 
-    async def counted(path: Path) -> str:
+    async def counted(path: Path, progress: Progress) -> str:
         reads.append(path)
         return await sha256_file(path)
 

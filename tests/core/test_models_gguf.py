@@ -49,7 +49,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 def test_everything_wanted_is_found(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     write_model(path)
-    assert read_header(path) == ModelHeader("llama", "A model, naïve", "Q8_0", 2048, True, tensors=1)
+    assert read_header(path) == ModelHeader("llama", "A model, naïve", "Q8_0", 2048, True, tensors=1, vocabulary=50_000)
 
 
 def test_the_names_of_quantisations_are_those_of_the_format() -> None:

@@ -16,7 +16,10 @@ from granville.models.store import ModelStore, obtain
 
 DATA = b"GGUF\x03\0\0\0" + b"not much of a model"
 DIGEST = hashlib.sha256(DATA).hexdigest()
-ENTRY = ModelEntry("A test", "pypi://tiny-model==1.0/tiny/tiny.gguf", DIGEST, len(DATA), "MIT", aliases=["tiny-x"])
+URL = "pypi://tiny-model==1.0/tiny/tiny.gguf"
+ENTRY = ModelEntry(
+    description="A test", source=URL, sha256=DIGEST, size_bytes=len(DATA), license="MIT", aliases=["tiny-x"]
+)
 
 
 @pytest.fixture
@@ -52,7 +55,8 @@ def test_the_embedded_catalogue_is_sound() -> None:
         known += [name, *entry.aliases]
         assert entry.license
         assert len(entry.sha256) == 64
-        assert entry.origin.size == entry.size_bytes > 0
+        assert entry.size_bytes > 0
+        assert entry.all_sources
         assert entry.origin.sha256 == entry.sha256
     assert len(known) == len({name.lower() for name in known})
     assert registry().version == 1
@@ -74,7 +78,7 @@ async def test_a_name_is_its_source_until_the_file_is_there(store: ModelStore) -
         assert await store.resolve(NameRef(name)) == ENTRY.origin
     path = put(store.folder / "tiny-model-1.0" / "tiny.gguf")
     assert await store.resolve(NameRef("tiny")) == path
-    assert await store.resolve(parse_ref(ENTRY.source)) == path
+    assert await store.resolve(parse_ref(URL)) == path
 
 
 async def test_a_damaged_file_is_to_be_fetched_again(store: ModelStore) -> None:

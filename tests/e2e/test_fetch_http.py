@@ -20,9 +20,10 @@ import trio
 
 from granville.errors import StartupError
 from granville.fetch import place
-from granville.fetch.download import Limits, _retry_after_s, download
+from granville.fetch.download import download
 from granville.fetch.progress import silent
 from granville.fetch.sources import HttpSource, fetch
+from granville.fetch.web import Limits, retry_after_s
 
 DATA = b"GGUF\x03\0\0\0" + random.Random(7).randbytes(3_000_000)
 DIGEST = hashlib.sha256(DATA).hexdigest()
@@ -172,7 +173,7 @@ async def test_a_whole_file_gets_there(site: Site, tmp_path: Path) -> None:
     assert destination.read_bytes() == DATA
     assert names(tmp_path) == {"model.gguf", ".model.gguf.verified"}
     assert seen[0] == ("model.gguf", 0, len(DATA))
-    assert seen[-1] == ("model.gguf", len(DATA), len(DATA))
+    assert seen[-2:] == [(name, len(DATA), len(DATA)) for name in ("model.gguf", "verifying model.gguf")]
     assert len(seen) > 5
     assert site.ranges == [None]
     assert site.encodings == {"identity"}
@@ -270,11 +271,11 @@ async def test_a_server_that_wants_to_be_left_alone_is(site: Site, tmp_path: Pat
 
 
 def test_retry_after_as_seconds_date_or_nonsense() -> None:
-    assert _retry_after_s("7", 0) == 7
-    assert _retry_after_s("Thu, 01 Jan 1970 00:02:00 GMT", 100) == 20
-    assert _retry_after_s("Thu, 01 Jan 1970 00:02:00 GMT", 200) == 0
-    assert _retry_after_s("soon", 0) is None
-    assert _retry_after_s(None, 0) is None
+    assert retry_after_s("7", 0) == 7
+    assert retry_after_s("Thu, 01 Jan 1970 00:02:00 GMT", 100) == 20
+    assert retry_after_s("Thu, 01 Jan 1970 00:02:00 GMT", 200) == 0
+    assert retry_after_s("soon", 0) is None
+    assert retry_after_s(None, 0) is None
 
 
 async def test_redirects_are_followed(site: Site, tmp_path: Path) -> None:
@@ -378,7 +379,7 @@ async def test_a_cancelled_download_is_gone_on_with(site: Site, tmp_path: Path) 
 
         await fetch(source, destination, cancel_half_way)
     assert scope.cancelled_caught
-    assert names(tmp_path) == {"model.gguf.part"}
+    assert names(tmp_path) == {"model.gguf.part", ".model.gguf.part.json"}
     site.go_on.set()
     await fetch(source, destination)
     assert destination.read_bytes() == DATA
