@@ -68,7 +68,7 @@ def _run(arguments: list[str]) -> int:
 
 
 def _call(arguments: list[str]) -> int:
-    from cyclopts import CycloptsError
+    from cyclopts import CycloptsError, UnusedCliTokensError
 
     from granville.cli.help import COMMANDS
 
@@ -82,6 +82,8 @@ def _call(arguments: list[str]) -> int:
             result_action="return_value",
         )
     except CycloptsError as error:
+        if isinstance(error, UnusedCliTokensError) and any(c.name.startswith(f"{name} ") for c in COMMANDS):
+            return _unknown(" ".join(arguments[:2]))
         return _usage(f"{_sentence(error)}; see `granville {name} --help`")
     return returned if isinstance(returned, int) else 0
 

@@ -238,25 +238,53 @@ class _Download:
 
     async def _write(self, body: AsyncIterator[bytes], start: int, total: int | None) -> int:
         """Append the body after the first `start` bytes of the part; how many bytes it has then."""
-        limits, where = self.limits, shown(self.url)
-        bound = limits.max_bytes if total is None else total
-        done = checked = slow_from = start
-        window = trio.current_time()
+        pace = _Pace(self.limits, start)
+        problem: StartupError | OSError | None = None
         async with await trio.open_file(self.part, "ab") as file:
             await file.truncate(start)
-            self.progress(self.part.stem, done, total)
-            async for block in body:
-                done += len(block)
-                if done > bound:
-                    drop(self.part)
-                    raise StartupError(f"{where}: sent more than {bound} bytes")
-                await file.write(block)
-                self.progress(self.part.stem, done, total)
-                if done - checked >= SPACE_CHECK_BYTES:
-                    checked = done
-                    require_margin(self.part.parent)
-                if done - slow_from >= limits.slow_bytes:
-                    slow_from, window = done, trio.current_time()
-                elif trio.current_time() - window > limits.slow_window_s:
-                    raise Interrupted(f"{where}: sent {done - slow_from} bytes in {limits.slow_window_s:.0f} s")
-        return done
+            self.progress(self.part.stem, start, total)
+            # Left at once, the generators inside httpx and httpcore would wait for the garbage collector; cancelled,
+            # they end in order.
+            with trio.CancelScope() as scope:
+                async for block in body:
+                    if problem is None:
+                        try:
+                            pace.done += len(block)
+                            self._check_bound(pace.done, total)
+                            await file.write(block)
+                            self.progress(self.part.stem, pace.done, total)
+                            pace.check(self.part, shown(self.url))
+                        except (StartupError, OSError) as error:
+                            problem = error
+                            scope.cancel()
+        if problem is not None:
+            raise problem
+        return pace.done
+
+    def _check_bound(self, done: int, total: int | None) -> None:
+        bound = self.limits.max_bytes if total is None else total
+        if done > bound:
+            drop(self.part)
+            raise StartupError(f"{shown(self.url)}: sent more than {bound} bytes")
+
+
+class _Pace:
+    """How a body comes along: whether it trickles, and whether the disk has room for more."""
+
+    def __init__(self, limits: Limits, start: int) -> None:
+        self.limits = limits
+        self.done = start
+        """Bytes that the part has."""
+        self._checked = self._window_from = start
+        self._window_began = trio.current_time()
+
+    def check(self, part: Path, where: str) -> None:
+        """After each block. Raises DiskFull, or Interrupted for a server that trickles."""
+        if self.done - self._checked >= SPACE_CHECK_BYTES:
+            self._checked = self.done
+            require_margin(part.parent)
+        now, came = trio.current_time(), self.done - self._window_from
+        if came >= self.limits.slow_bytes:
+            self._window_from, self._window_began = self.done, now
+        elif now - self._window_began > self.limits.slow_window_s:
+            raise Interrupted(f"{where}: sent {came} bytes in {self.limits.slow_window_s:.0f} s")

@@ -1,9 +1,8 @@
-"""Bytes that are on this machine already, copied to where they belong: `file://`, and blocks out of an archive."""
+"""`file://`: a file of this machine, copied to where it belongs."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
 
 import trio
 
@@ -12,26 +11,7 @@ from granville.fetch.place import part_of, put_in_place, require_margin, require
 from granville.fetch.progress import Progress, silent
 
 COPY_BYTES = 1 << 20
-PROGRESS_BYTES = 8 << 20
-
-
-class Readable(Protocol):
-    def read(self, size: int, /) -> bytes: ...
-
-
-def copy_blocks(source: Readable, target: Path, total: int, label: str, progress: Progress) -> None:
-    """Write what `source` gives to `target`. For a thread: it notices cancellation. Raises DiskFull before the disk is
-    full."""
-    done = shown = 0
-    with target.open("wb") as file:
-        while block := source.read(COPY_BYTES):
-            file.write(block)
-            done += len(block)
-            trio.from_thread.check_cancelled()
-            if done - shown >= PROGRESS_BYTES or done == total:
-                trio.from_thread.run_sync(progress, label, done, total)
-                require_margin(target.parent)
-                shown = done
+CHECK_BYTES = 8 << 20
 
 
 async def copy_file(
@@ -65,4 +45,13 @@ def _copy(origin: Path, part: Path, size: int | None, progress: Progress) -> Non
         if size is not None and actual != size:
             raise StartupError(f"{origin}: has {actual} bytes, {size} were expected")
         require_space(part.parent, actual)
-        copy_blocks(opened, part, actual, f"copying {origin.name}", progress)
+        done = checked = 0
+        with part.open("wb") as file:
+            while block := opened.read(COPY_BYTES):
+                file.write(block)
+                done += len(block)
+                trio.from_thread.check_cancelled()
+                if done - checked >= CHECK_BYTES or done == actual:
+                    trio.from_thread.run_sync(progress, f"copying {origin.name}", done, actual)
+                    require_margin(part.parent)
+                    checked = done

@@ -48,9 +48,8 @@ async def sole_writer(destination: Path, progress: Progress = silent) -> AsyncIt
     cannot be cancelled and would take the lock after its task is gone. The lock file is removed while it is
     held, so whoever gets a lock must look whether the name still means the file that was locked.
     """
-    destination.parent.mkdir(parents=True, exist_ok=True)
     path = lock_of(destination)
-    while (lock := _try_lock(path)) is None:
+    while (lock := _make_and_lock(path)) is None:
         progress(f"waiting for another download of {destination.name}", size_of(part_of(destination)), None)
         await trio.sleep(LOCK_RETRY_S)
     try:
@@ -88,6 +87,14 @@ def is_being_written(destination: Path) -> bool:
     return False
 
 
+def _make_and_lock(path: Path) -> int | None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        return _try_lock(path)
+    except FileNotFoundError:  # another removed the folder just now, empty after it failed
+        return None
+
+
 def _try_lock(path: Path) -> int | None:
     lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
@@ -99,6 +106,15 @@ def _try_lock(path: Path) -> int | None:
         return lock
     os.close(lock)
     return None
+
+
+def remove_if_empty(folder: Path) -> bool:
+    """Remove a folder that has nothing in it; whether it had."""
+    try:
+        folder.rmdir()
+    except OSError:
+        return False
+    return True
 
 
 def size_of(path: Path) -> int:

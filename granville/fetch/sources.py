@@ -21,7 +21,7 @@ from granville.errors import StartupError
 from granville.fetch.hub import SCHEMES as HUB_SCHEMES
 from granville.fetch.hub import HubSource, from_page, parse_hub
 from granville.fetch.names import file_name
-from granville.fetch.place import DiskFull, sole_writer, why_not_written
+from granville.fetch.place import DiskFull, remove_if_empty, sole_writer, why_not_written
 from granville.fetch.progress import Progress, silent
 from granville.fetch.verify import check_digest, is_verified, remembered
 
@@ -161,6 +161,9 @@ async def fetch(source: Source, destination: Path, progress: Progress = silent) 
                 await _fetch_any(source, destination, progress)
     except OSError as error:
         raise why_not_written(destination, error) from error
+    except StartupError:
+        remove_if_empty(destination.parent)
+        raise
 
 
 async def is_here(source: Source, destination: Path) -> bool:

@@ -7,11 +7,14 @@ import zipfile
 import zlib
 from pathlib import Path
 
+import trio
+
 from granville.errors import StartupError
-from granville.fetch.local import copy_blocks
 from granville.fetch.place import require_space
 from granville.fetch.progress import Progress
 
+COPY_BYTES = 1 << 20
+PROGRESS_BYTES = 8 << 20
 ENCRYPTED = 1
 """The bit of a member's flags (APPNOTE.TXT, section 4.4.4)."""
 
@@ -46,5 +49,12 @@ def _find(archive: zipfile.ZipFile, member: str) -> zipfile.ZipInfo:
 
 
 def _copy(archive: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path, progress: Progress) -> None:
-    with archive.open(info) as source:
-        copy_blocks(source, target, info.file_size, f"unpacking {target.stem}", progress)
+    done = shown = 0
+    with archive.open(info) as source, target.open("wb") as file:
+        while block := source.read(COPY_BYTES):
+            file.write(block)
+            done += len(block)
+            trio.from_thread.check_cancelled()
+            if done - shown >= PROGRESS_BYTES or done == info.file_size:
+                trio.from_thread.run_sync(progress, f"unpacking {target.stem}", done, info.file_size)
+                shown = done

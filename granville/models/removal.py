@@ -7,7 +7,7 @@ from pathlib import Path
 
 from granville.errors import StartupError
 from granville.fetch.parts import drop
-from granville.fetch.place import at_once, part_of, sync
+from granville.fetch.place import at_once, part_of, remove_if_empty, sync
 from granville.fetch.verify import sidecar_of
 from granville.models.tuned import tuned_path, tuning_path
 
@@ -68,8 +68,6 @@ def remove(path: Path, folder: Path) -> int:
 def remove_empty(folder: Path, top: Path) -> None:
     """Remove empty folders from `folder` upwards, up to `top`, which stays."""
     while folder != top and folder.is_relative_to(top):
-        try:
-            folder.rmdir()
-        except OSError:  # there is something in it
+        if not remove_if_empty(folder):
             return
         folder = folder.parent
