@@ -75,6 +75,7 @@ EXAMPLES
   granville submit "What is a kernel?" --stream
   git diff | granville submit - --priority high --max-tokens 80
   granville chat --system "Answer in one sentence."
+  granville models show smollm2     what it is, and the memory that it needs
   granville status                  what waits, what runs, and how fast
 
 ENVIRONMENT
@@ -84,6 +85,7 @@ ENVIRONMENT
   GRANVILLE_HTTP        false for --no-http
   GRANVILLE_MAX_TOKENS  --max-tokens, and so on
   GRANVILLE_HOME        where models and drivers are kept (~/.granville)
+  HF_TOKEN, HF_ENDPOINT the token for a model hub, and the hub (https://huggingface.co)
 
 EXIT STATUS
 {statuses}

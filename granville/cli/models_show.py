@@ -100,6 +100,8 @@ def _print(details: Details) -> None:
         facts.add_row(name, Text(printable(value)))
     console.print(facts)
     if details.needs:
+        first = details.needs[0].memory
+        console.print(f"\nmemory for {first.slots} slots of {first.context_size} tokens", style="bold")
         console.print(_memory_table(details))
     for need in details.needs:
         if need.refusal is not None:
@@ -187,14 +189,7 @@ def _memory_table(details: Details) -> Table:
 
     from granville.scheduling.memory import size
 
-    first = details.needs[0].memory
-    table = Table(
-        title=f"memory: {first.slots} slots of {first.context_size} tokens",
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-    )
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("")
     for need in details.needs:
         table.add_column(need.path.name, justify="right", overflow="fold")

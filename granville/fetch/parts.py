@@ -109,7 +109,7 @@ def unfinished(folder: Path) -> list[Unfinished]:
         under_way = is_being_written(destination)
         if under_way and not (part.exists() or staging.exists()):
             continue  # a download that has nothing yet, or a lock for another purpose
-        size = size_of(part) + sum(map(size_of, _files(folder)))
+        size = size_of(part) + sum(map(size_of, _files(staging)))
         found.append(Unfinished(destination, size, state.total, state.source or None, under_way))
     return found
 

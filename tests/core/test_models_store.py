@@ -5,10 +5,13 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from granville.errors import StartupError
-from granville.fetch.sources import PypiSource
+from granville.fetch.hub import HubSource
+from granville.fetch.sources import Mirrors, PypiSource
+from granville.fetch.verify import remember
 from granville.models.catalogue import Catalogue, ModelEntry, registry
 from granville.models.identity import BLOCK_BYTES, FIRST_BYTES, fingerprint, model_id
 from granville.models.spec import FileRef, NameRef, parse_ref
@@ -71,6 +74,30 @@ def test_the_embedded_catalogue_is_sound() -> None:
         "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         98362432,
     )
+
+
+def test_an_entry_has_one_source_or_several() -> None:
+    facts = {"description": "A test", "sha256": DIGEST, "size_bytes": 7, "license": "MIT"}
+    several = msgspec.convert({**facts, "sources": [URL, "hf://owner/repo/tiny.gguf"]}, ModelEntry)
+    assert several.origin == Mirrors(
+        (
+            PypiSource("tiny-model", "1.0", "tiny/tiny.gguf", DIGEST, 7),
+            HubSource("owner/repo", "tiny.gguf", sha256=DIGEST, size=7),
+        )
+    )
+    assert several.origin.place == msgspec.convert({**facts, "source": URL}, ModelEntry).origin.place
+    assert msgspec.convert({**facts, "sources": [URL]}, ModelEntry).origin == several.origin.sources[0]
+    for wrong in ({}, {"source": URL, "sources": [URL]}):
+        with pytest.raises(msgspec.ValidationError, match="either a `source` or `sources`"):
+            msgspec.convert({**facts, **wrong}, ModelEntry)
+
+
+async def test_the_same_bytes_from_elsewhere_are_not_fetched_again(store: ModelStore) -> None:
+    path = put(store.folder / "elsewhere" / "other.gguf")
+    remember(path, DIGEST)
+    assert await store.resolve(NameRef("tiny")) == path
+    path.write_bytes(DATA + b"!")
+    assert await store.resolve(NameRef("tiny")) == ENTRY.origin
 
 
 async def test_a_name_is_its_source_until_the_file_is_there(store: ModelStore) -> None:

