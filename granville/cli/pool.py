@@ -35,7 +35,7 @@ def load(
 
     - a name: of the catalogue, such as `smollm2`, or of a file that `granville models` lists;
     - a path to a model file;
-    - `hf://…`, `pypi://…` or `https://…`, where it was fetched before.
+    - `pypi://package==version/path/in/wheel`, `hf://…` or `https://…`, where it was fetched before.
 
     Before it may stand a type, an id of your own, or both, as for `serve`. The file must be on this disk: `granville
     download` fetches it. A model that is loaded already is not loaded again; for a second instance of a file give an
