@@ -47,7 +47,9 @@ class ServeConfig:
     prefill_ms: float | None = None
     """Prefill between two decodes of running streams; None lets the driver choose."""
     stall_s: float = 30.0
-    """A model that is busy and has done no step for so long is not healthy."""
+    """A model that is busy and has done no step for so long is not healthy; an isolated one is then replaced."""
+    isolate: bool = True
+    """Run each model's driver in a process of its own."""
     delivery_ttl_s: float = 60.0
     """How long a callback that cannot be reached is tried again."""
     callback_stall_s: float = 10.0

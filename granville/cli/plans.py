@@ -12,6 +12,7 @@ import trio
 from granville.config import ServeConfig
 from granville.errors import StartupError
 from granville.hosting.interface import Driver, ModelSpec
+from granville.hosting.isolated import PROCESS_BYTES, IsolatedDriver, IsolatedLoad
 from granville.hosting.locate import find_driver, is_name
 from granville.models.catalogue import Catalogue
 from granville.models.gguf import read_header
@@ -46,7 +47,8 @@ class Planner:
         """One object a name. Raises StartupError when it is not installed."""
         name = name or self.driver_name
         if name not in self._drivers:
-            self._drivers[name] = find_driver(name)
+            isolate, limit_s = self.config.isolate, self.config.stall_s
+            self._drivers[name] = IsolatedDriver(name, step_timeout_s=limit_s) if isolate else find_driver(name)
         return self._drivers[name]
 
     def drivers_of(self, wanted: Sequence[Wanted]) -> None:
@@ -104,12 +106,24 @@ class Planner:
             spec = with_tuning(spec, driver)
         if keeps:
             spec = replace(spec, fingerprint=fingerprint(spec.path))
-        entry = ModelEntry(id, type, os.fsencode(path).decode(errors="replace"), driver.name)
+        entry = ModelEntry(
+            id,
+            type,
+            os.fsencode(path).decode(errors="replace"),
+            driver.name,
+            isolated=isinstance(driver, IsolatedDriver),
+        )
         need = estimate(spec.path, type, spec.slots, spec.context_size, spec.options.get("kv_type"))
-        return ModelPlan(entry, lambda: self._stepper(driver, spec), need, spec.kv_disk_bytes)
+        if isinstance(driver, IsolatedDriver):
+            need = replace(need, overhead_bytes=need.overhead_bytes + PROCESS_BYTES)
+        return ModelPlan(entry, lambda: self._stepper(driver, spec, id), need, spec.kv_disk_bytes)
 
-    def _stepper(self, driver: Driver, spec: ModelSpec) -> ThreadStepper:
-        stepper = ThreadStepper(lambda: driver.load(spec), self.config.prefill_ms)
+    def _stepper(self, driver: Driver, spec: ModelSpec, id: str) -> ThreadStepper:
+        if isinstance(driver, IsolatedDriver):
+            load = IsolatedLoad(driver, spec, id)
+            stepper = ThreadStepper(load, self.config.prefill_ms, give_up=load.give_up)
+        else:
+            stepper = ThreadStepper(lambda: driver.load(spec), self.config.prefill_ms)
         self.steppers.append(stepper)
         return stepper
 

@@ -63,8 +63,11 @@ def serve(
         float, Parameter(help="Seconds of waiting that put a job a class higher.")
     ] = ServeConfig.age_after_s,
     step_timeout: Annotated[
-        float, Parameter(help="Seconds without a step after which a busy model is unhealthy.")
+        float, Parameter(help="Seconds without a step after which a busy model is unhealthy and, isolated, replaced.")
     ] = ServeConfig.stall_s,
+    isolate: Annotated[
+        bool, Parameter(show_default=False, help="Run each model's driver in a process of its own; the default is to.")
+    ] = ServeConfig.isolate,
     delivery_ttl: Annotated[
         float, Parameter(help="Seconds that an unreachable callback is tried again.")
     ] = ServeConfig.delivery_ttl_s,
@@ -143,6 +146,7 @@ def serve(
         age_after_s=age_after,
         prefill_ms=prefill_ms,
         stall_s=step_timeout,
+        isolate=isolate,
         delivery_ttl_s=delivery_ttl,
         max_senders=max_senders,
         max_connections=max_connections,

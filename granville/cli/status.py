@@ -111,7 +111,7 @@ def model_table(models: list[Mapping[str, Any]]) -> Table:
         table.add_column(title, justify="right", no_wrap=True)
     for model in models:
         table.add_row(
-            Text(f"{model['id']}\n").append(f"{model['type']}, {model['driver']}", "dim"),
+            Text(f"{model['id']}\n").append(_where(model), "dim"),
             Text(str(model["state"]), _STYLES.get(model["state"], "")),
             f"{model['running']}/{model['slots']}",
             str(model["waiting"]),
@@ -122,6 +122,12 @@ def model_table(models: list[Mapping[str, Any]]) -> Table:
             f"{_seconds(model['stalled_s'])} ago" if model.get("stalled_s") else "",
         )
     return table
+
+
+def _where(model: Mapping[str, Any]) -> str:
+    """What runs it, and in which process when that is another than the daemon's."""
+    isolated = f", pid {model.get('pid') or 'none'}" if model.get("isolated") else ""
+    return f"{model['type']}, {model['driver']}{isolated}"
 
 
 def _facts() -> Table:

@@ -195,7 +195,8 @@ class Usage:
 @dataclass(frozen=True, slots=True)
 class Token:
     """Text that is final. `text` may be empty while a character or a stop string is still in doubt; the tokens
-    and texts of a job, joined in order, are its whole answer."""
+    and texts of a job, joined in order, are its whole answer. With the `resume` capability the text of all events up
+    to one follows from their tokens; text without a token comes only in the step that ends the job."""
 
     id: str
     text: str

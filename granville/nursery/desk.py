@@ -107,8 +107,7 @@ class Desk:
 
     def token(self, job: Job, text: str, token_ids: tuple[int, ...]) -> None:
         """A piece of a running job's answer."""
-        if job.request.session_id is not None:
-            job.token_ids += token_ids
+        job.token_ids += token_ids
         if text:
             job.text.append(text)
             job.delivery.delta(text)

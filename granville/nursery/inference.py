@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 import trio
 
 from granville.errors import Internal
+from granville.hosting.floor import Released, StepEvent
 from granville.hosting.interface import DriverError, Failed, Finished, Message, Model, Output, Token
+from granville.hosting.isolated import IsolatedModel
 from granville.nursery.scores import Scores
-from granville.nursery.stepper import Released, StepEvent, Stepper
+from granville.nursery.stepper import Stepper
 from granville.nursery.tasks import to_error, to_result, to_task
 from granville.scheduling.job import Job
 from granville.scheduling.memory import KEEPS_STATES
@@ -182,6 +184,7 @@ class Inference:
         entry.architecture = info.architecture
         entry.context_size = info.context_size
         entry.memory_bytes = info.memory_bytes
+        entry.pid = model.pid if isinstance(model, IsolatedModel) else None
         entry.features = frozenset(
             name
             for name, able in (
@@ -192,6 +195,7 @@ class Inference:
                 ("park", can.park),
                 ("score", can.score),
                 ("drop_oldest", can.drop_oldest),
+                ("resume", can.resume),
             )
             if able
         )
@@ -212,6 +216,7 @@ class Inference:
         self.entry.drains = False
         self.entry.restarts += 1
         self.entry.last_error = str(error)
+        self.entry.pid = None
         jobs, parked = list(self._jobs.values()), list(self._parked.values())
         for mapping in (self._jobs, self._parked, self._leaving):
             mapping.clear()

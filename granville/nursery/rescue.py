@@ -1,7 +1,8 @@
-"""What becomes of the jobs of a model that has failed or is unloaded: they wait, move, run again, or are told."""
+"""What becomes of the jobs of a model that has failed or is unloaded: they wait, move, go on, begin anew or end."""
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 from granville.errors import DriverFailed, GranvilleError, NoModel
@@ -12,13 +13,16 @@ from granville.scheduling.routing import can_ever_run
 if TYPE_CHECKING:
     from granville.nursery.desk import Desk
 
+log = logging.getLogger(__name__)
+
 MAX_LOSSES = 2
 """A job whose model failed so often while it ran is the likeliest cause."""
 
 
 class Rescue:
-    """Jobs that ran on a lost model run again there, one at a time: if one of them is what brings it down, it takes no
-    other model and no other job with it. When the model does not come back at once, they move."""
+    """Jobs that ran on a lost model go on there, or begin anew, one at a time: if one of them is what brings it down,
+    it takes no other model and no other job with it. When the model does not come back at once, those move whose
+    clients have read nothing yet."""
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
@@ -27,16 +31,19 @@ class Rescue:
         """They wait, held, until it is their turn."""
 
     def lost(self, job: Job, error: Exception) -> None:
-        """A running job's model has failed. It runs again, unless its client has read some of its answer."""
+        """A running job's model has failed. It goes on when the model is back, or runs again, unless its client has
+        read some of its answer and the driver cannot go on from there."""
         if job.outcome is not None:
             return
         job.losses += 1
-        if _shown(job) or job.losses >= MAX_LOSSES or self._desk.channel.paused:
+        stays = self._can_go_on(job) or not _shown(job)
+        if not stays or job.losses >= MAX_LOSSES or self._desk.channel.paused:
             again = ", for the second time" if job.losses >= MAX_LOSSES else ""
+            log.error("job lost job=%r client=%r model=%s losses=%d", job.id, job.client, job.model_id, job.losses)
             self._desk.end(job, DriverFailed(f"the driver failed while this job was running{again}: {error}"))
             return
         job.bound_to = job.model_id
-        _begin_anew(job)
+        self._wait_again(job)
         self._desk.backlog.put_back(job, held=self._on_trial is not None)
         if self._on_trial is None:
             self._on_trial = job
@@ -44,11 +51,27 @@ class Rescue:
             self._suspects.add(job)
 
     def lost_while_parked(self, job: Job, error: Exception) -> None:
-        """The model of a parked job has failed, by no fault of its own. It waits already, and begins anew."""
-        if _shown(job):
-            self._desk.end(job, DriverFailed(f"the driver failed while this job was parked: {error}"))
+        """The model of a parked job has failed, by no fault of its own. It waits already, to go on or begin anew."""
+        if self._can_go_on(job) or not _shown(job):
+            self._wait_again(job)
         else:
-            _begin_anew(job)
+            self._desk.end(job, DriverFailed(f"the driver failed while this job was parked: {error}"))
+
+    def _begin_anew_or_end(self, job: Job) -> None:
+        """Raises DriverFailed when its client has read some of its answer."""
+        if _shown(job):
+            raise DriverFailed("the driver is another since it was loaded again, and cannot go on with this job")
+        _forget_answer(job)
+
+    def _can_go_on(self, job: Job) -> bool:
+        """Whether the model that it ran on takes what it has said. A text that no token stands for cannot be given."""
+        roster, id = self._desk.roster, job.model_id
+        return bool(job.token_ids) and id is not None and id in roster and "resume" in roster[id].features
+
+    def _wait_again(self, job: Job) -> None:
+        if not self._can_go_on(job):
+            _forget_answer(job)
+        job.state, job.model_id, job.started_at = "waiting", None, None
 
     def ended(self, job: Job) -> None:
         """A job has its terminal message: the next that is on trial may run."""
@@ -69,6 +92,8 @@ class Rescue:
                 continue  # by what became of another; or it has begun, and ends there
             if not can_ever_run(self._desk.roster, job.request):
                 self._desk.end(job, NoModel("the model that this job waited for has been unloaded"))
+            elif _shown(job):
+                self._stay(job, model_id)
             elif job.request.model_id is None and job.bound_to == model_id and not (keep_suspects and job.losses):
                 self._rebind(job, model_id)
         self._desk.channel.dispatch()
@@ -80,10 +105,18 @@ class Rescue:
             if job not in self._desk.backlog or job.state == "parked" or job.lane not in entry.lanes:
                 continue
             try:
-                if entry not in self._desk.roster.able(job.request):
+                if job.token_ids and "resume" not in entry.features:
+                    self._begin_anew_or_end(job)
+                elif entry not in self._desk.roster.able(job.request):
                     self._desk.backlog.rebind(job, self._desk.admission.router.choose(job.request))
             except GranvilleError as error:
                 self._desk.end(job, error)
+
+    def _stay(self, job: Job, model_id: str) -> None:
+        """A job that only the model which began its answer can end: it waits for that to come back."""
+        roster = self._desk.roster
+        if job.bound_to == model_id and not (model_id in roster and roster[model_id].serves):
+            self._desk.end(job, NoModel("the model that had begun this job's answer has been unloaded"))
 
     def _rebind(self, job: Job, model_id: str) -> None:
         roster = self._desk.roster
@@ -95,6 +128,7 @@ class Rescue:
             self._desk.end(job, NoModel(error.message))
             return
         if target != model_id:
+            _forget_answer(job)
             self._desk.backlog.rebind(job, target)
 
 
@@ -103,7 +137,7 @@ def _shown(job: Job) -> bool:
     return bool(job.text) and (job.request.stream or job.streams)
 
 
-def _begin_anew(job: Job) -> None:
+def _forget_answer(job: Job) -> None:
+    """It begins anew. Only what no client has read."""
     job.text.clear()
     job.token_ids.clear()
-    job.state, job.model_id, job.started_at = "waiting", None, None

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 
 import trio
 
+from granville.hosting.floor import StepEvent
 from granville.hosting.interface import Failed, Output, Score
-from granville.nursery.stepper import StepEvent, Stepper
+from granville.nursery.stepper import Stepper
 
 
 @dataclass(eq=False)

@@ -11,26 +11,19 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Protocol
 
 import trio
 
-from granville.hosting.interface import DriverError, Event, Failed, Finished, Model, Output, Parked, Task, Token
+from granville.hosting.floor import Floor, StepEvent, as_lost
+from granville.hosting.interface import DriverError, Model, Task
+from granville.hosting.isolated import IsolatedModel
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Released:
-    """A cancelled job has left its slot."""
-
-    id: str
-
-
-StepEvent = Event | Released
 EventSink = Callable[[list[StepEvent]], None]
 
 
@@ -59,60 +52,14 @@ class Stepper(Protocol):
         """Seconds since the last step ended, while there is something to step; 0 when idle."""
 
 
-class Floor:
-    """The jobs that a model is at work on, and what a command does to them; shared by every kind of stepper."""
-
-    def __init__(self, model: Model, prefill_ms: float | None) -> None:
-        self.model = model
-        self.prefill_ms = prefill_ms
-        self.running: set[str] = set()
-        self.parked: set[str] = set()
-
-    def submit(self, request: Task) -> list[StepEvent]:
-        self.running.add(request.id)
-        self.model.submit(request)
-        return []
-
-    def cancel(self, id: str) -> list[StepEvent]:
-        if id in self.parked:
-            self.parked.discard(id)
-            self.model.cancel(id)
-            return []
-        if id not in self.running:
-            return []
-        self.model.cancel(id)
-        self.running.discard(id)
-        return [Released(id)]
-
-    def park(self, id: str) -> list[StepEvent]:
-        if id in self.running:
-            self.model.park(id)
-        return []
-
-    def resume(self, id: str) -> list[StepEvent]:
-        if id in self.parked:
-            self.parked.discard(id)
-            self.running.add(id)
-            self.model.resume(id)
-        return []
-
-    def limit_cache(self, kv_ram_bytes: int) -> list[StepEvent]:
-        self.model.limit_cache(kv_ram_bytes)
-        return []
-
-    def step(self) -> list[StepEvent]:
-        events: list[StepEvent] = list(self.model.step(self.prefill_ms))
-        for event in events:
-            if isinstance(event, Finished | Output | Failed | Parked):
-                self.running.discard(event.id)
-                if isinstance(event, Parked):
-                    self.parked.add(event.id)
-            elif not isinstance(event, Token):
-                raise DriverError(f"the driver's step returned a {type(event).__name__}, which is no event")
-        return events
-
-
 Command = Callable[[Floor], list[StepEvent]]
+
+
+def _look(floor: Floor) -> list[StepEvent]:
+    """Raises DriverError when the process that an isolated model lives in has ended."""
+    assert isinstance(floor.model, IsolatedModel)
+    floor.model.check()
+    return []
 
 
 class Commanded(ABC):
@@ -143,9 +90,17 @@ class Commanded(ABC):
 class ThreadStepper(Commanded):
     """The production stepper. The thread is abandoned, not awaited, if it hangs when the kernel ends."""
 
-    def __init__(self, load: Callable[[], Model], prefill_ms: float | None = None) -> None:
+    def __init__(
+        self,
+        load: Callable[[], Model],
+        prefill_ms: float | None = None,
+        *,
+        give_up: Callable[[], object] | None = None,
+    ) -> None:
+        """`give_up`: how to end a driver's call that is left behind, where that can be done."""
         self._load = load
         self._prefill_ms = prefill_ms
+        self._give_up = give_up
         self._commands: SimpleQueue[list[Command | None]] = SimpleQueue()
         self._unsent: list[Command | None] = []
         self._fill = trio.Event()
@@ -190,6 +145,8 @@ class ThreadStepper(Commanded):
             deliver()
             self.close()
             self._hand_over()
+            if self.alive and self._give_up is not None:
+                self._give_up()
 
     def close(self) -> None:
         super().close()
@@ -202,6 +159,9 @@ class ThreadStepper(Commanded):
         return {} if model is None else model.stats()
 
     def stalled_s(self) -> float:
+        model = self._model
+        if isinstance(model, IsolatedModel):
+            return model.silent_s()
         return time.monotonic() - self._progress_at if self._busy else 0.0
 
     def _command(self, command: Command | None) -> None:
@@ -220,12 +180,17 @@ class ThreadStepper(Commanded):
     def _hand_over(self) -> None:
         commands, self._unsent = self._unsent, []
         self._commands.put(commands)
+        model = self._model
+        if isinstance(model, IsolatedModel):
+            model.wake()  # its step only waits for another process's, and commands go ahead
 
     def _live(self, post: EventSink, ready: Callable[[Model], object]) -> None:
         self.alive = True
         try:
             model = self._load()
             self._model = model
+            if isinstance(model, IsolatedModel):
+                model.when_ended(lambda: self._commands.put([_look]))
             try:
                 ready(model)
                 self._loop(Floor(model, self._prefill_ms), post)
@@ -235,8 +200,7 @@ class ThreadStepper(Commanded):
         except DriverError:
             raise
         except Exception as error:
-            log.exception("driver raised error=%s", type(error).__name__)
-            raise DriverError(f"the driver raised {type(error).__name__}: {error}") from error
+            raise as_lost(error) from error
         finally:
             self._busy = False
             self.alive = False

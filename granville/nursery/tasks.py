@@ -52,6 +52,7 @@ def to_task(key: str, job: Job, messages: tuple[Message, ...]) -> Task:
         tools=tuple(Tool(tool["name"], tool["description"], tool["parameters"]) for tool in request.tools or ()),
         tool_choice=str(request.tool_choice or "auto"),
         drop_oldest=request.overflow == "drop_oldest",
+        produced=tuple(job.token_ids),
     )
 
 

@@ -44,6 +44,10 @@ class ModelEntry:
     """It is unloading, and jobs that are parked on it come back to end."""
     restarts: int = 0
     last_error: str | None = None
+    isolated: bool = False
+    """Its driver runs in a process of its own."""
+    pid: int | None = None
+    """That process, while there is one that has loaded the model."""
     _tokens_per_s: float = 0.0
     _measured_at: float = 0.0
 
@@ -84,6 +88,8 @@ class ModelEntry:
             "memory_bytes": self.memory_bytes,
             "restarts": self.restarts,
             "last_error": self.last_error,
+            "isolated": self.isolated,
+            "pid": self.pid,
         }
 
 

@@ -15,6 +15,7 @@ from typing import Literal
 import msgspec
 import trio
 
+from granville.hosting.floor import Floor
 from granville.hosting.interface import (
     Capabilities,
     DriverError,
@@ -36,7 +37,7 @@ from granville.hosting.interface import (
     Usage,
     shortened,
 )
-from granville.nursery.stepper import Command, Commanded, EventSink, Floor
+from granville.nursery.stepper import Command, Commanded, EventSink
 
 READERS = ("embedding", "rerank")
 Fault = Literal["raise", "hang", "fail_job"]
@@ -57,6 +58,8 @@ class FakePlan:
     """One decode, whatever the number of jobs in it; 0 answers a job whole in one step."""
     context_size: int = 4096
     park: bool = True
+    resume: bool = False
+    """Whether it goes on with what a job had said before a failure."""
     messages: bool = True
     """Whether it takes whole conversations, which can be shortened."""
     token_bytes: int = 0
@@ -93,6 +96,7 @@ class FakeModel:
             messages=plan.messages and spec.type not in READERS,
             score=plan.scores,
             drop_oldest=plan.messages and spec.type not in READERS,
+            resume=plan.resume,
         )
         self.info = ModelInfo("fake", plan.context_size, memory_bytes=0, description="echoes its prompt")
         self.elapsed_s = 0.0
@@ -130,7 +134,8 @@ class FakeModel:
             text = f"the prompt has {prompt} tokens and the context {self._plan.context_size}"
             self._events.append(Failed(request.id, "prompt_too_long", text))
             return
-        self._running[request.id] = _Job(request, words, prompt, dropped_turns)
+        said = len(request.produced) if isinstance(request, Generate) else 0
+        self._running[request.id] = _Job(request, words, prompt, dropped_turns, emitted=said)
 
     def step(self, prefill_ms: float | None) -> list[Event]:
         self._interrupted.clear()

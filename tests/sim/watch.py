@@ -168,6 +168,7 @@ class Watch:
         assert messages or (request.messages is None and request.session_id is None), "the model cannot do this"
         expected = self._conversation(job)
         assert [(said.role, said.content) for said in task.messages] == expected
+        assert task.produced == tuple(job.token_ids)
         for said in task.messages:
             words = len(said.content.split())
             assert said.token_ids in ((), *([tuple(range(words))] if said.role == "assistant" else []))

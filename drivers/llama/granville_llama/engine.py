@@ -56,9 +56,14 @@ class LlamaModel:
         self.info = info
         self.slots = slots
         self.capabilities = Capabilities(
-            park=True, score=True, constrain=True, messages=template is not None, tools=template is not None,
+            park=True,
+            score=True,
+            constrain=True,
+            resume=True,
+            messages=template is not None,
+            tools=template is not None,
             drop_oldest=template is not None,
-        )  # fmt: skip
+        )
         self._weights = weights
         self._context = context
         self._template = template
@@ -256,13 +261,17 @@ class LlamaModel:
                 self._events.append(Token(id, text))
             self._finish(sequence, "stop")
             return
+        is_new = not sequence.retold
+        if not is_new:
+            sequence.retold.popleft()
         sequence.tokens.append(token)
         text, stopped = sequence.say(token, self._weights.piece(token))
         full = sequence.generated >= sequence.request.max_tokens or len(sequence.tokens) >= self.info.context_size
         if (full or sequence.complete) and not stopped:
             rest, stopped = sequence.flush()
             text += rest
-        self._events.append(Token(id, text, (token,)))
+        if is_new:
+            self._events.append(Token(id, text, (token,)))
         if stopped or sequence.complete:
             self._finish(sequence, "stop")
         elif full:

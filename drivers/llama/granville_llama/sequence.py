@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+from collections import deque
 from dataclasses import dataclass, field
 
 from granville.hosting.interface import Generate, ToolCall, Usage
@@ -71,12 +72,16 @@ class Sequence:
     """The neighbour that reads the same beginning now; it will be copied once it has `awaited_tokens` of it."""
     awaited_tokens: int = 0
     followers: list[Sequence] = field(init=False, default_factory=list)
+    retold: deque[int] = field(init=False)
+    """Of `Generate.produced`, what has not been said again yet. It is said token by token as it was at first: whatever
+    remembers what was said, sampler, guide and text, is then as it was."""
     urgency: int = field(init=False)
     """The job's own, or that of a more urgent one which waits for what this one reads."""
 
     def __post_init__(self) -> None:
         self.prompt_size = self.pure_limit = len(self.tokens)
         self.text = TextStream(self.request.stop)
+        self.retold = deque(self.request.produced)
         self.urgency = self.request.urgency
 
     @property
@@ -109,9 +114,16 @@ class Sequence:
 
     def choose(self, context: Context, index: int) -> int | None:
         """The next token, from the logits of the batch's token `index`; None when its guide has an error."""
-        if self.guide is None:
-            return self.sampler.sample(context, index)
-        return self.guide.choose(context, index, self.sampler)
+        if self.retold and self.request.sampling.seed is None:
+            self.sampler.accept(self.retold[0])
+            return self.retold[0]
+        token = (
+            self.sampler.sample(context, index)
+            if self.guide is None
+            else self.guide.choose(context, index, self.sampler)
+        )
+        # With a seed it is drawn again, and comes out as before: so the next one will be drawn as it would have been.
+        return self.retold[0] if self.retold and token is not None else token
 
     @property
     def complete(self) -> bool:

@@ -1,0 +1,81 @@
+"""A model's jobs, and what each command does to them: shared by every loop that steps a model, in whatever process."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from granville.hosting.interface import DriverError, Event, Failed, Finished, Model, Output, Parked, Task, Token
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """A cancelled job has left its slot."""
+
+    id: str
+
+
+StepEvent = Event | Released
+
+
+class Floor:
+    """The jobs that a model is at work on, and what a command does to them; shared by every kind of stepper."""
+
+    def __init__(self, model: Model, prefill_ms: float | None) -> None:
+        self.model = model
+        self.prefill_ms = prefill_ms
+        self.running: set[str] = set()
+        self.parked: set[str] = set()
+
+    def submit(self, request: Task) -> list[StepEvent]:
+        self.running.add(request.id)
+        self.model.submit(request)
+        return []
+
+    def cancel(self, id: str) -> list[StepEvent]:
+        if id in self.parked:
+            self.parked.discard(id)
+            self.model.cancel(id)
+            return []
+        if id not in self.running:
+            return []
+        self.model.cancel(id)
+        self.running.discard(id)
+        return [Released(id)]
+
+    def park(self, id: str) -> list[StepEvent]:
+        if id in self.running:
+            self.model.park(id)
+        return []
+
+    def resume(self, id: str) -> list[StepEvent]:
+        if id in self.parked:
+            self.parked.discard(id)
+            self.running.add(id)
+            self.model.resume(id)
+        return []
+
+    def limit_cache(self, kv_ram_bytes: int) -> list[StepEvent]:
+        self.model.limit_cache(kv_ram_bytes)
+        return []
+
+    def step(self) -> list[StepEvent]:
+        events: list[StepEvent] = list(self.model.step(self.prefill_ms))
+        for event in events:
+            if isinstance(event, Finished | Output | Failed | Parked):
+                self.running.discard(event.id)
+                if isinstance(event, Parked):
+                    self.parked.add(event.id)
+            elif not isinstance(event, Token):
+                raise DriverError(f"the driver's step returned a {type(event).__name__}, which is no event")
+        return events
+
+
+def as_lost(error: Exception) -> DriverError:
+    """Whatever a driver raised, as the DriverError that says so; what was none is logged with its trace."""
+    if isinstance(error, DriverError):
+        return error
+    log.error("driver raised error=%s", type(error).__name__, exc_info=error)
+    return DriverError(f"the driver raised {type(error).__name__}: {error}")
