@@ -25,6 +25,7 @@ from granville_llama.loading import Options
 
 from benchmarks.contention import long_prompt, neighbour, shared_prefix, urgent
 from benchmarks.conversations import churn, sessions
+from benchmarks.isolation import isolation
 from benchmarks.kernel import kernel
 from benchmarks.peers import ROOT, Peers, PeersError, prepare
 from benchmarks.processes import BenchError, Watch
@@ -39,7 +40,7 @@ from benchmarks.tuned import tuned
 Scenario = Literal[
     "serving", "leftover", "saturated", "critical", "kernel", "startup",
     "prefix", "longprompt", "urgent", "sessions", "neighbour", "churn", "tuned",
-    "ranking",
+    "ranking", "isolation",
 ]  # fmt: skip
 SCENARIOS: tuple[Scenario, ...] = get_args(Scenario)
 CLIENTS_BY_SLOTS = {8: (1, 4, 8), 16: (16,)}
@@ -148,6 +149,7 @@ def _measure(peers: Peers, settings: Settings, scenarios: tuple[Scenario, ...]) 
         "churn": partial(churn, peers, settings),
         "tuned": partial(tuned, peers, settings),
         "ranking": partial(ranking, peers, settings),
+        "isolation": partial(isolation, peers, settings),
     }
     for name, measure in others.items():
         if name in scenarios:

@@ -70,7 +70,6 @@ class Kernel:
     def __init__(self, pipe: socket.socket) -> None:
         self._socket = pipe
         self._frames = Frames()
-        self._ahead: list[bytes] = []
 
     def tell(self, message: Message) -> None:
         """Waits until the kernel's side has taken it. Raises PipeError for what cannot be sent."""
@@ -82,9 +81,9 @@ class Kernel:
 
     def expect(self, kind: type[M]) -> M | None:
         """The next message; None when it says to close instead."""
-        if not self._ahead:
-            self._ahead = self._read(wait=True)
-        message = to_driver(self._ahead.pop(0))
+        if not self._frames.whole:
+            self._read(wait=True)
+        message = to_driver(self._frames.whole.popleft())
         if isinstance(message, kind):
             return message
         if isinstance(message, Close):
@@ -93,23 +92,22 @@ class Kernel:
 
     def commands(self, *, wait: bool) -> list[ToDriver]:
         """All that have come; with `wait` at least one."""
-        ahead, self._ahead = self._ahead, []
-        if not ahead:
-            ahead = self._read(wait=wait)
-        return [to_driver(data) for data in ahead]
+        whole = self._frames.whole
+        if not whole:
+            self._read(wait=wait)
+        return [to_driver(whole.popleft()) for _ in range(len(whole))]
 
-    def _read(self, *, wait: bool) -> list[bytes]:
-        found: list[bytes] = []
+    def _read(self, *, wait: bool) -> None:
         while True:
             try:
-                data = self._socket.recv(READ_BYTES, 0 if wait and not found else socket.MSG_DONTWAIT)
+                data = self._socket.recv(READ_BYTES, 0 if wait and not self._frames.whole else socket.MSG_DONTWAIT)
             except BlockingIOError:
-                return found
+                return
             except OSError:
                 os._exit(0)
             if not data:
                 os._exit(0)
-            found += self._frames.feed(data)
+            self._frames.feed(data)
 
 
 class Resident:
@@ -243,7 +241,9 @@ def main(driver: str, path: str, *descriptors: str) -> None:
         signal.signal(number, lambda *_: None)
     faulthandler.enable()
     kernel = Kernel(socket.socket(fileno=pipe))
-    _run(kernel, listener, Heartbeat(heartbeat))
+    beats = Heartbeat(heartbeat)
+    os.close(heartbeat)
+    _run(kernel, listener, beats)
 
 
 def _run(kernel: Kernel, listener: Listener, heartbeat: Heartbeat) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import struct
+from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -203,12 +204,14 @@ class Frames:
     """Bytes in, frames out."""
 
     def __init__(self) -> None:
+        self.whole: deque[bytes] = deque()
+        """Those that have come and were not taken yet."""
         self._data = bytearray()
 
-    def feed(self, data: bytes | memoryview) -> list[bytes]:
-        """The frames that are whole now. Raises PipeError for one that is too long, before it has come."""
+    def feed(self, data: bytes | memoryview) -> None:
+        """Raises PipeError for a frame that is too long, before it has come."""
         self._data += data
-        whole, start = [], 0
+        start = 0
         while len(self._data) - start >= _LENGTH.size:
             (size,) = _LENGTH.unpack_from(self._data, start)
             if size > MAX_FRAME_BYTES:
@@ -216,11 +219,10 @@ class Frames:
             end = start + _LENGTH.size + size
             if len(self._data) < end:
                 break
-            whole.append(bytes(memoryview(self._data)[start + _LENGTH.size : end]))
+            self.whole.append(bytes(memoryview(self._data)[start + _LENGTH.size : end]))
             start = end
         if start:
             del self._data[:start]
-        return whole
 
 
 def _event(pair: Sequence[Any]) -> Event:

@@ -15,7 +15,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -73,9 +72,10 @@ class DriverProcess:
         for fd in (self._control, self._wake, self._woken):
             os.set_blocking(fd, False)
         self._out = bytearray()
-        self._in: deque[bytes] = deque()
         self._frames = Frames()
         self._at_end = False
+        self._broken: str | None = None
+        """What it sent that leaves nothing to be read after it."""
         self._last_line = ""
         self._quotes = False
         """Whether an error repeats it: while a model runs a client's text may be in it."""
@@ -136,16 +136,21 @@ class DriverProcess:
 
     def take(self) -> ToKernel | None:
         """The next message that has come. Raises DriverError when it is none."""
-        if not self._in:
+        if not self._frames.whole:
             return None
         try:
-            return to_kernel(self._in.popleft())
+            return to_kernel(self._frames.whole.popleft())
         except PipeError as error:
             raise self.failed(f"sent what cannot be read: {error}") from None
 
     def exchange(self, timeout_s: float) -> None:
         """Send what is to be sent, and wait until something has come, all has gone, or `wake` was called. Raises
         DriverError when the process has ended and all that it had sent has been taken."""
+        self._turn(timeout_s)
+        if self._at_end and not self._frames.whole:
+            raise self.ended()
+
+    def _turn(self, timeout_s: float) -> None:
         if not self._at_end:
             self._poll.modify(self._socket, select.POLLIN | (select.POLLOUT if self._out else 0))
             ready = self._poll.poll(1000 * timeout_s)
@@ -158,8 +163,6 @@ class DriverProcess:
             if not ready and not self.is_there:
                 self._read()
                 self._at_end = True
-        if self._at_end and not self._in:
-            raise self.ended()
 
     def flush(self) -> None:
         """Send what can be sent without waiting."""
@@ -191,8 +194,8 @@ class DriverProcess:
         until = time.monotonic() + timeout_s
         try:
             while not self._at_end and (left_s := until - time.monotonic()) > 0:
-                self.exchange(min(left_s, LOOK_S))
-                self._in.clear()
+                self._turn(min(left_s, LOOK_S))
+                self._frames.whole.clear()
             self._process.wait(max(0.0, until - time.monotonic()))
         except subprocess.TimeoutExpired:
             log.warning("driver process killed driver=%s pid=%d reason='it did not end'", self.label, self.pid)
@@ -208,6 +211,8 @@ class DriverProcess:
 
     def ended(self) -> DriverError:
         """An error that says how it has ended."""
+        if self._broken is not None:
+            return self.failed(self._broken)
         try:
             status = self._process.wait(END_S)
         except subprocess.TimeoutExpired:
@@ -229,13 +234,13 @@ class DriverProcess:
     def _read(self) -> None:
         try:
             while data := self._socket.recv(READ_BYTES):
-                self._in.extend(self._frames.feed(data))
+                self._frames.feed(data)
                 if len(data) < READ_BYTES:
                     return
         except BlockingIOError:
             return
-        except PipeError as error:
-            raise self.failed(f"sent what cannot be read: {error}") from None
+        except PipeError as error:  # after what came before it
+            self._broken = f"sent what cannot be read: {error}"
         except ConnectionResetError:  # it has ended with words of ours unread
             pass
         self._at_end = True
