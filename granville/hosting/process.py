@@ -79,7 +79,7 @@ class DriverProcess:
         self._last_line = ""
         self._quotes = False
         """Whether an error repeats it: while a model runs a client's text may be in it."""
-        self._said_all = False
+        self._has_ended = False
         self._on_end: Callable[[], object] | None = None
         try:
             self._process = _start(driver, (theirs.fileno(), control, lifeline, beats))
@@ -182,11 +182,11 @@ class DriverProcess:
         self._process.kill()
 
     def when_ended(self, call: Callable[[], object]) -> None:
-        """`call`, in whatever thread, once the process's standard error is closed."""
+        """`call`, in whatever thread, once the process has ended."""
         with self._lock:
             self._on_end = call
-            said_all = self._said_all
-        if said_all:
+            has_ended = self._has_ended
+        if has_ended:
             call()
 
     def finish(self, timeout_s: float) -> None:
@@ -270,7 +270,7 @@ class DriverProcess:
                     os.close(fd)
 
     def _pass_on(self) -> None:
-        """What the driver writes, to the daemon's standard error."""
+        """What the driver writes, to the daemon's standard error; then word of its end."""
         assert self._process.stdout is not None
         fatal = False
         with self._process.stdout as stream:
@@ -281,8 +281,9 @@ class DriverProcess:
                     self._last_line = text
                 with suppress(OSError):  # the daemon's own is closed
                     os.write(STDERR, f"{self.label}: {text}\n".encode())
+        self._process.wait()
         with self._lock:
-            self._said_all = True
+            self._has_ended = True
             call = self._on_end
         if call is not None:
             call()

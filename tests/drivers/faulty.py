@@ -73,6 +73,9 @@ FAULTS: Mapping[str, Callable[[], object]] = {
 }
 
 
+TEXTS: Mapping[str, Callable[[], str]] = {"surrogate": lambda: "\ud800", "huge": lambda: "x" * (130 << 20)}
+
+
 class FaultyModel:
     def __init__(self, spec: ModelSpec) -> None:
         self.slots = spec.slots
@@ -97,7 +100,7 @@ class FaultyModel:
             word = words[said]
             if word in FAULTS and self._is_due():
                 FAULTS[word]()
-            text = {"surrogate": "\ud800", "huge": "x" * (130 << 20)}.get(word, word)
+            text = TEXTS[word]() if word in TEXTS else word
             events.append(Token(id, (" " if said else "") + text, (said,)))
             said += 1
             self._jobs[id] = (request, words, said)
