@@ -36,6 +36,7 @@ PARTS = {
     "churn": "1000 sessions",
     "tuned": "The embedded model tuned",
     "ranking": "Ranking by",
+    "isolation": "The driver in a process",
     "machine": "The machine",
 }
 """What the titles of a part's scenarios begin with."""
