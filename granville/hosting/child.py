@@ -15,6 +15,7 @@ import faulthandler
 import fcntl
 import logging
 import os
+import resource
 import select
 import signal
 import socket
@@ -239,6 +240,8 @@ def main(driver: str, path: str, *descriptors: str) -> None:
     # Handlers, because a signal that is ignored would be so in what the driver starts.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: None)
+    # A crash would have the weights written out before its jobs could go on.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     faulthandler.enable()
     kernel = Kernel(socket.socket(fileno=pipe))
     beats = Heartbeat(heartbeat)

@@ -183,7 +183,7 @@ class IsolatedModel:
         self._command(Cancel(id))
         self._cancelled[id] = number = self._sent
         self._running.discard(id)
-        self._process.flush()
+        self._pass_by()
         if self._running or not was_running:
             return
         self._waiting_since = time.monotonic()
@@ -202,7 +202,7 @@ class IsolatedModel:
 
     def limit_cache(self, kv_ram_bytes: int) -> None:
         self._command(Limit(kv_ram_bytes))
-        self._process.flush()
+        self._pass_by()
 
     def stats(self) -> Mapping[str, int | float | str]:
         """As the process said last."""
@@ -237,6 +237,11 @@ class IsolatedModel:
     def _command(self, message: Message) -> None:
         self._process.send(message)
         self._sent += 1
+
+    def _pass_by(self) -> None:
+        """Send what can be sent and take in what is there: an idle model's answers are not to fill the pipe."""
+        self._process.flush()
+        self._listen(0.0, float("inf"))
 
     def _expect_something(self) -> None:
         if self._waiting_since is None:

@@ -76,9 +76,13 @@ class Rescue:
     def ended(self, job: Job) -> None:
         """A job has its terminal message: the next that is on trial may run."""
         self._suspects.discard(job)
-        if job is not self._on_trial:
-            return
-        self._on_trial = min(self._suspects, key=lambda job: (job.priority, job.arrival), default=None)
+        if job is self._on_trial:
+            self._try_next()
+
+    def _try_next(self) -> None:
+        """Put the next suspect on trial; one whose model is away only when there is no other."""
+        order = {job: (self._must_wait(job), job.priority, job.arrival) for job in self._suspects}
+        self._on_trial = min(order, key=order.__getitem__, default=None)
         if self._on_trial is not None:
             self._suspects.discard(self._on_trial)
             self._desk.channel.release(self._on_trial)
@@ -96,7 +100,23 @@ class Rescue:
                 self._stay(job, model_id)
             elif job.request.model_id is None and job.bound_to == model_id and not (keep_suspects and job.losses):
                 self._rebind(job, model_id)
+        if not keep_suspects:
+            self._let_others_pass()
         self._desk.channel.dispatch()
+
+    def _let_others_pass(self) -> None:
+        """Whoever is on trial and has to wait for its own model holds up no suspect that another can take."""
+        on_trial = self._on_trial
+        if on_trial is not None and self._must_wait(on_trial) and not all(map(self._must_wait, self._suspects)):
+            self._desk.backlog.hold(on_trial)
+            self._suspects.add(on_trial)
+            self._try_next()
+
+    def _must_wait(self, job: Job) -> bool:
+        """Whether it waits for a model that is away."""
+        roster, id = self._desk.roster, job.request.model_id or job.bound_to
+        away = id is not None and (id not in roster or roster[id].state != "ready")
+        return away and job in self._desk.backlog
 
     def joined(self, entry: ModelEntry) -> None:
         """A model has been loaded, and now it is known what it can do: whatever waits for it and is beyond it goes to

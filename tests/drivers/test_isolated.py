@@ -278,6 +278,8 @@ def test_it_has_no_descriptor_of_ours(tmp_path: Path) -> None:
     with loaded() as model:
         links = [os.readlink(link) for link in Path(f"/proc/{model.pid}/fd").iterdir()]
         assert os.getsid(model.pid) == model.pid, "Ctrl-C is not for it"
+        limits = Path(f"/proc/{model.pid}/limits").read_text()
+        assert next(line.split()[4] for line in limits.splitlines() if "core file" in line) == "0"
     os.close(secret)
     assert not [link for link in links if "secret" in link]
     # Standard input, output and error; the socket, two pipes and the heartbeat.
