@@ -99,9 +99,9 @@ def test_no_http(folder: Path) -> None:
 
 
 def test_a_model_that_hangs_is_not_healthy(folder: Path) -> None:
-    """The daemon itself goes on: it answers, and the job meets its deadline."""
+    """One that is not isolated. The daemon itself goes on: it answers, and the job meets its deadline."""
     config = {"decode_s": 0.005, "fault": "hang", "fault_word": "hang"}
-    flags = ("--step-timeout", "0.5", "--grace", "0.1")
+    flags = ("--no-isolate", "--step-timeout", "0.5", "--grace", "0.1")
     with running(folder, *flags, config=config) as daemon, daemon.connect() as client:
         assert daemon.answer("well") == "well"
         assert daemon.get("/health")[0] == 200
