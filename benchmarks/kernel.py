@@ -44,7 +44,8 @@ def kernel(settings: Settings) -> list[Figure]:
     with tempfile.NamedTemporaryFile(suffix=".model") as file, _echo_server() as echo:
         file.write(b"no weights: the driver does not look")
         file.flush()
-        with granville([file.name, "-d", FAKE_DRIVER, "--slots", "16"], "granville-fake") as server:
+        arguments = [file.name, "-d", FAKE_DRIVER, "--slots", "16", "--no-isolate"]
+        with granville(arguments, "granville-fake") as server:
             subject = ours(server, "--no-stream", "--text", "request {n}")
             _summary(subject, 1, 100)
             for _ in range(settings.rounds):
