@@ -257,7 +257,8 @@ def test_ctrl_c_twice_ends_at_once(folder: Path, driver: str) -> None:
 def test_a_signal_while_the_model_loads(folder: Path) -> None:
     command = serve_command(folder, "--no-http", config={"load_s": 60})
     with (folder / "log").open("w+") as log, launched(command, folder, log) as process:
-        eventually(lambda: len(list(Path(f"/proc/{process.pid}/task").iterdir())) > 1)  # the model's thread
+        # Its own thread, the one that passes the driver's words on, and the model's.
+        eventually(lambda: len(list(Path(f"/proc/{process.pid}/task").iterdir())) > 2)
         process.send_signal(signal.SIGTERM)
         assert process.wait(PATIENCE_S) == 128 + signal.SIGTERM
         log.seek(0)
