@@ -51,7 +51,7 @@ class IsolatedDriver:
         """Starts the first process, to know what driver it is; the first model that is loaded gets it. Raises
         StartupError when there is none of this name."""
         self._driver = driver
-        self._step_timeout_s = step_timeout_s
+        self.step_timeout_s = step_timeout_s
         try:
             self._spare: DriverProcess | None = DriverProcess(driver)
         except DriverError as error:
@@ -87,10 +87,6 @@ class IsolatedDriver:
         except StartupError as error:
             raise DriverError(error.message) from None
         return process
-
-    @property
-    def step_timeout_s(self) -> float:
-        return self._step_timeout_s
 
 
 class IsolatedLoad:
@@ -189,6 +185,7 @@ class IsolatedModel:
         self._waiting_since = time.monotonic()
         limit_s = self._step_timeout_s if self.capabilities.interruptible else RELEASE_S
         while self._done < number and self._failure is None:
+            self._expect_something()
             self._listen(LOOK_S, limit_s)
         self._waiting_since = None
 
