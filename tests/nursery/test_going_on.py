@@ -13,7 +13,8 @@ TEXT = "one two three four five six"
 
 async def everything(client: Client, *ids: str) -> tuple[dict[str, str], dict[str, dict[str, Any]]]:
     """The deltas of these jobs, joined, and their ends."""
-    texts, ends = dict.fromkeys(ids, ""), {}
+    texts = dict.fromkeys(ids, "")
+    ends: dict[str, dict[str, Any]] = {}
     while len(ends) < len(ids):
         message = await client.receive()
         if "delta" in message:
