@@ -50,7 +50,8 @@ from granville.hosting.pipe import (
 TASKS: list[Task] = [
     Generate(
         "1", (Message("system", "s"), Message("assistant", "ß", (1, 2))), 7, Sampling(seed=3), ("a", "b"), 0, "session",
-        True, Constraint("gbnf", 'root ::= "a"'), (Tool("t", "d", {"type": "object", "properties": {}}),), "t", True, (5, 6),
+        True, Constraint("gbnf", 'root ::= "a"'), (Tool("t", "d", {"type": "object", "properties": {}}),), "t",
+        True, (5, 6),
     ),
     Score("2", "prompt", ("a", "b")),
     Embed("3", ("one", "two")),

@@ -21,7 +21,7 @@ from granville.hosting.isolated import IsolatedDriver, IsolatedLoad, IsolatedMod
 from granville.hosting.locate import find_driver
 from granville.testing.fake import FakeDriver
 from tests.drivers.llama_jobs import job, run
-from tests.e2e.harness import eventually
+from tests.e2e.harness import eventually, is_there
 
 FAULTY = "tests.drivers.faulty:FaultyDriver"
 FAKE = "granville.testing.fake:FakeDriver"
@@ -35,14 +35,6 @@ def loaded(driver: str = FAULTY, step_timeout_s: float = 30.0, **options: object
     finally:
         model.close()
         assert not is_there(model.pid)
-
-
-def is_there(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 def steps(model: IsolatedModel, until: Callable[[list[Event]], bool]) -> list[Event]:

@@ -272,6 +272,14 @@ def eventually(condition: Callable[[], object], timeout_s: float = PATIENCE_S) -
         time.sleep(0.02)
 
 
+def is_there(pid: int) -> bool:
+    """Whether a process runs; one that only waits to be waited for does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
 def words(count: int) -> str:
     """A text that the fake driver takes `count` decodes to answer."""
     return " ".join(["word"] * count)

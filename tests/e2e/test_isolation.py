@@ -17,6 +17,7 @@ from tests.e2e.harness import (
     eventually,
     is_ack,
     is_terminal,
+    is_there,
     launched,
     running,
     serve_command,
@@ -31,13 +32,6 @@ def process_of(daemon: Daemon) -> int:
     (model,) = daemon.status()["models"]
     assert isinstance(model["pid"], int)
     return model["pid"]
-
-
-def is_there(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def prompt(number: int, count: int = 40) -> str:
