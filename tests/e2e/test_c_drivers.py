@@ -18,23 +18,23 @@ def echo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return c_drivers.samples(tmp_path_factory.mktemp("echo"))
 
 
-@pytest.fixture(scope="module")
-def v1(echo: Path) -> Iterator[Daemon]:
+@pytest.fixture(scope="module", params=["--isolate", "--no-isolate"])
+def v1(echo: Path, request: pytest.FixtureRequest) -> Iterator[Daemon]:
     with (
         tempfile.TemporaryDirectory(prefix="granville-", dir="/tmp") as folder,
-        running(Path(folder), driver=str(echo / "v1")) as daemon,
+        running(Path(folder), request.param, driver=str(echo / "v1")) as daemon,
     ):
         yield daemon
         assert daemon.stop() == 0
         assert "level=ERROR" not in daemon.log
 
 
-@pytest.fixture(scope="module")
-def v2(echo: Path) -> Iterator[Daemon]:
+@pytest.fixture(scope="module", params=["--isolate", "--no-isolate"])
+def v2(echo: Path, request: pytest.FixtureRequest) -> Iterator[Daemon]:
     """By its installed name."""
     with tempfile.TemporaryDirectory(prefix="granville-", dir="/tmp") as folder:
         shutil.copytree(echo / "v2", Path(folder, "drivers", "granville-echo-v2"))
-        with running(Path(folder), "--slots", "4", driver="granville-echo-v2") as daemon:
+        with running(Path(folder), request.param, "--slots", "4", driver="granville-echo-v2") as daemon:
             yield daemon
             assert daemon.stop() == 0
             assert "level=ERROR" not in daemon.log
