@@ -251,6 +251,8 @@ class IsolatedModel:
                 self._process.exchange(min(timeout_s, limit_s))
                 if not self._take_in() and self.silent_s() >= limit_s:
                     raise self._process.failed(f"has made no step for {limit_s:g} s")
+                if self._process.is_over:
+                    raise self._process.ended()
             except DriverError as error:
                 self._failure = error
         if self._failure is not None and not self._events:

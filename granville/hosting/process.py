@@ -147,8 +147,13 @@ class DriverProcess:
         """Send what is to be sent, and wait until something has come, all has gone, or `wake` was called. Raises
         DriverError when the process has ended and all that it had sent has been taken."""
         self._turn(timeout_s)
-        if self._at_end and not self._frames.whole:
+        if self.is_over:
             raise self.ended()
+
+    @property
+    def is_over(self) -> bool:
+        """It has ended, and all that it had sent has been taken."""
+        return self._at_end and not self._frames.whole
 
     def _turn(self, timeout_s: float) -> None:
         if not self._at_end:
@@ -235,8 +240,6 @@ class DriverProcess:
         try:
             while data := self._socket.recv(READ_BYTES):
                 self._frames.feed(data)
-                if len(data) < READ_BYTES:
-                    return
         except BlockingIOError:
             return
         except PipeError as error:  # after what came before it

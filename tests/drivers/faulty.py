@@ -27,6 +27,8 @@ from granville.hosting.interface import (
     Usage,
 )
 
+PATIENCE_S = 60.0
+
 
 def pipe_to_the_kernel() -> int:
     """The one socket that this process has."""
@@ -44,12 +46,12 @@ def is_socket(fd: int) -> bool:
 def write(data: bytes) -> None:
     with socket.socket(fileno=os.dup(pipe_to_the_kernel())) as pipe:
         pipe.sendall(data)
-    time.sleep(60)
+    time.sleep(PATIENCE_S)
 
 
 def close_the_pipe() -> None:
     os.close(pipe_to_the_kernel())
-    time.sleep(60)
+    time.sleep(PATIENCE_S)
 
 
 def raise_(error: BaseException) -> None:

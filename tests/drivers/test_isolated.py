@@ -184,6 +184,8 @@ def test_an_end_between_jobs_is_noticed_without_one() -> None:
         model.submit(job("x", "a"))
         steps(model, lambda events: len(events) == 2)
         model.check()
+        model.limit_cache(1000)
+        time.sleep(0.1)  # its answer lies there unread, before the end
         os.kill(model.pid, signal.SIGKILL)
         assert told.wait(20)
         with pytest.raises(DriverError, match="SIGKILL"):
@@ -233,14 +235,12 @@ def test_a_load_that_fails(how: str, words: str) -> None:
 
 
 def test_a_driver_that_there_is_not() -> None:
-    for name in ("no-such-driver", "tests.drivers.faulty:Nobody", "tests.drivers.faulty:FAULTS"):
-        try:
+    for name in ("no-such-driver", "tests.drivers.faulty:Nobody", "tests.drivers.faulty:PATIENCE_S", "./no/such.so"):
+        with pytest.raises(StartupError) as here:
             find_driver(name)
-        except (StartupError, TypeError) as error:
-            here = error
         with pytest.raises(StartupError) as there:
             IsolatedDriver(name)
-        assert str(here) in str(there.value)
+        assert str(here.value) == str(there.value)
 
 
 def test_a_load_that_hangs_can_be_given_up() -> None:

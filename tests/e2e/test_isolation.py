@@ -63,7 +63,7 @@ class Streams:
 def test_it_costs_eight_streaming_clients_nothing(folder: Path, fault: str) -> None:
     """One of them brings the driver down in the middle of its answer, once."""
     config = {"step_s": 0.01, "once": str(folder / "once")}
-    flags = ("--slots", str(CLIENTS), "--step-timeout", "1", "--no-http")
+    flags = ("--slots", str(CLIENTS), "--step-timeout", "3", "--no-http")
     prompts = {f"job-{n}": prompt(n) for n in range(CLIENTS)}
     prompts["job-3"] = prompts["job-3"].replace("w3-20", fault)
     with running(folder, *flags, driver=FAULTY, config=config) as daemon, daemon.connect() as client:
