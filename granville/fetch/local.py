@@ -1,8 +1,9 @@
-"""`file://`: a file of this machine, copied to where it belongs."""
+"""Bytes that are on this machine already, copied to where they belong: `file://`, and blocks out of an archive."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import IO, Protocol
 
 import trio
 
@@ -11,7 +12,32 @@ from granville.fetch.place import part_of, put_in_place, require_margin, require
 from granville.fetch.progress import Progress, silent
 
 COPY_BYTES = 1 << 20
-CHECK_BYTES = 8 << 20
+PROGRESS_BYTES = 8 << 20
+
+
+class Readable(Protocol):
+    def read(self, size: int, /) -> bytes: ...
+
+
+def copy_blocks(source: Readable, target: Path, total: int, label: str, progress: Progress) -> None:
+    """Write what `source` gives to `target`. For a thread: it notices cancellation. Raises DiskFull before the disk is
+    full."""
+    with target.open("wb") as file:
+        write_blocks(source, file, target.parent, total, label, progress)
+
+
+def write_blocks(source: Readable, file: IO[bytes], folder: Path, total: int, label: str, progress: Progress) -> int:
+    """The same for an open file, which lies in `folder`; how many bytes there were."""
+    done = shown = 0
+    while block := source.read(COPY_BYTES):
+        file.write(block)
+        done += len(block)
+        trio.from_thread.check_cancelled()
+        if done - shown >= PROGRESS_BYTES or done == total:
+            trio.from_thread.run_sync(progress, label, done, total)
+            require_margin(folder)
+            shown = done
+    return done
 
 
 async def copy_file(
@@ -45,13 +71,4 @@ def _copy(origin: Path, part: Path, size: int | None, progress: Progress) -> Non
         if size is not None and actual != size:
             raise StartupError(f"{origin}: has {actual} bytes, {size} were expected")
         require_space(part.parent, actual)
-        done = checked = 0
-        with part.open("wb") as file:
-            while block := opened.read(COPY_BYTES):
-                file.write(block)
-                done += len(block)
-                trio.from_thread.check_cancelled()
-                if done - checked >= CHECK_BYTES or done == actual:
-                    trio.from_thread.run_sync(progress, f"copying {origin.name}", done, actual)
-                    require_margin(part.parent)
-                    checked = done
+        copy_blocks(opened, part, actual, f"copying {origin.name}", progress)
