@@ -43,6 +43,17 @@ COMMANDS = (
     Command(
         "models tune", "MODEL", "Find the format and settings in which it is fastest here.", "granville.cli.tune:tune"
     ),
+    Command("driver", "COMMAND", "Drivers, which run models: the next lines.", "granville.cli.driver:driver"),
+    Command("driver install", "WHAT", "Install one, or another version of it.", "granville.cli.driver:install"),
+    Command("driver list", "", "List those that are there.", "granville.cli.driver:list_drivers"),
+    Command("driver remove", "NAME", "Remove one.", "granville.cli.driver:remove"),
+    Command(
+        "driver publish",
+        "FOLDER",
+        "Release one for others to install.",
+        "granville.cli.driver_publish:publish",
+    ),
+    Command("driver keygen", "FILE", "Make a key to sign releases with.", "granville.cli.driver_publish:keygen"),
     Command("bench", "MODEL", "Measure a model on this machine.", "granville.cli.bench:bench"),
     Command("help", "[COMMAND]", "Show this page, or a command's options."),
     Command("version", "", "Show the version."),
@@ -76,6 +87,7 @@ EXAMPLES
   git diff | granville submit - --priority high --max-tokens 80
   granville chat --system "Answer in one sentence."
   granville models show smollm2     what it is, and the memory that it needs
+  granville driver install acme-granville-tpu==1.2
   granville status                  what waits, what runs, and how fast
 
 ENVIRONMENT

@@ -62,6 +62,8 @@ def _run(arguments: list[str]) -> int:
             return _run([*words, "--help"])
         case ["version" | "--version", extra, *_]:
             return _usage(f"`granville version` takes no arguments, got {extra}")
+        case [name, word, *_] if f"{name} COMMAND" in {f"{c.name} {c.arguments}" for c in COMMANDS} and word[:1] != "-":
+            return _unknown(f"{name} {word}")
         case [name, *_] if name not in {command.name for command in COMMANDS}:
             return _unknown(name)
     return _call(arguments)

@@ -14,6 +14,7 @@ from granville.errors import StartupError
 from granville.hosting.interface import Driver, ModelSpec
 from granville.hosting.isolated import PROCESS_BYTES, IsolatedDriver, IsolatedLoad
 from granville.hosting.locate import find_driver, is_name
+from granville.hosting.store import hold_named
 from granville.models.catalogue import Catalogue
 from granville.models.gguf import read_header
 from granville.models.identity import fingerprint
@@ -47,6 +48,7 @@ class Planner:
         """One object a name. Raises StartupError when it is not installed."""
         name = name or self.driver_name
         if name not in self._drivers:
+            hold_named(name)
             isolate, limit_s = self.config.isolate, self.config.stall_s
             self._drivers[name] = IsolatedDriver(name, step_timeout_s=limit_s) if isolate else find_driver(name)
         return self._drivers[name]

@@ -129,7 +129,7 @@ def parse_source(text: str, sha256: str | None = None, *, unverified: bool = Fal
     Raises StartupError for another scheme, a URL without a hash, two different hashes, or a wrong name.
     """
     bare, _, fragment = text.partition("#")
-    digest = _one_digest(fragment, sha256)
+    digest = one_digest(fragment, sha256)
     scheme = bare.partition("://")[0].lower()
     source: OneSource
     if scheme in ("https", "http"):
@@ -282,7 +282,7 @@ def _folder(sha256: str | None, kind: str, name: str) -> str:
     return f"sha256-{sha256[:16]}" if sha256 else f"{kind}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
 
 
-def _one_digest(fragment: str, beside: str | None) -> str | None:
+def one_digest(fragment: str, beside: str | None) -> str | None:
     """The hash of a `#sha256=HEX` and the one given beside it, which must not contradict each other."""
     inside = None
     if fragment:

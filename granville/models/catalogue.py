@@ -1,29 +1,17 @@
 """The embedded catalogue: models that are known by name, with their source, hash, size and licence.
 
-It is the `models` section of registry.json, which lies at the top of the repository and, in an installed
-package, beside this module.
+It is the `models` section of registry.json (granville.registry.schema).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
-from pathlib import Path
 
 import msgspec
 
 from granville.fetch.sources import Mirrors, Source, parse_source, with_facts
-
-
-class DriverEntry(msgspec.Struct, frozen=True):
-    """A driver of the index. Names of fields are the format's."""
-
-    description: str
-    repo: str | None
-    official: bool
-    latest_version: str
-    platforms: list[str]
-    capabilities: list[str]
+from granville.registry.schema import embedded
 
 
 class ModelEntry(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,26 +44,18 @@ class ModelEntry(msgspec.Struct, frozen=True, kw_only=True):
         return found[0] if len(found) == 1 else Mirrors(found)
 
 
-class Registry(msgspec.Struct, frozen=True):
-    version: int
-    drivers: dict[str, DriverEntry]
-    naming_convention: dict[str, str]
-    models: dict[str, ModelEntry]
-
-
 @cache
-def registry() -> Registry:
-    """What this Granville came with. In a checkout that is the file at its top, else the package's own copy."""
-    here = Path(__file__).resolve().parent
-    packaged, top = here / "registry.json", here.parents[1] / "registry.json"
-    return msgspec.json.decode((packaged if packaged.exists() else top).read_bytes(), type=Registry)
+def embedded_models() -> dict[str, ModelEntry]:
+    """The models that this Granville came with."""
+    models = embedded().models
+    return {} if models is msgspec.UNSET else msgspec.json.decode(models, type=dict[str, ModelEntry])
 
 
 class Catalogue:
     """Entries by name and alias, in any case."""
 
     def __init__(self, models: Mapping[str, ModelEntry] | None = None) -> None:
-        self.models = registry().models if models is None else models
+        self.models = embedded_models() if models is None else models
         self._by_name = {known.lower(): name for name, entry in self.models.items() for known in (name, *entry.aliases)}
 
     def find(self, name: str) -> ModelEntry | None:
