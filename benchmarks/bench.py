@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 import cyclopts
-from granville_llama.loading import Options
+from granville_llama.binding import BUILT_WITH_AMX
 
 from benchmarks.contention import long_prompt, neighbour, shared_prefix, urgent
 from benchmarks.conversations import churn, sessions
@@ -50,7 +50,7 @@ QUICK_REQUESTS = 1
 QUICK_CHURN_MINUTES = 0.5
 THREADS = min(2, len(os.sched_getaffinity(0)))
 """More than two change the proportions that the goals were set for."""
-REPACK = Options().repack
+REPACK = not BUILT_WITH_AMX
 MAX_OTHERS_PERCENT = 5.0
 MEANWHILE = "The machine meanwhile"
 

@@ -15,6 +15,7 @@ from granville.hosting.interface import Driver, ModelSpec
 from granville.hosting.isolated import PROCESS_BYTES, IsolatedDriver, IsolatedLoad
 from granville.hosting.locate import find_driver, is_name
 from granville.hosting.store import hold_named
+from granville.hosting.options import SPEC_OPTIONS, Layer, built_in, merge_options
 from granville.models.catalogue import Catalogue
 from granville.models.gguf import read_header
 from granville.models.identity import fingerprint
@@ -38,6 +39,10 @@ class Planner:
     config: ServeConfig
     spec: ModelSpec
     driver_name: str
+    layers: Sequence[Layer] = ()
+    """Drivers' options for all models, the first goes before the others; a model's own come between `layers` and
+    `defaults`."""
+    defaults: Sequence[Layer] = ()
     tuned: bool = True
     """Take a model's tuned file and settings where there are any (`granville models tune`)."""
     steppers: list[ThreadStepper] = field(default_factory=list)
@@ -54,9 +59,21 @@ class Planner:
         return self._drivers[name]
 
     def drivers_of(self, wanted: Sequence[Wanted]) -> None:
-        """Find every driver that these models need, before anything is fetched. Raises StartupError."""
+        """Find every driver that these models need and check its options, before anything is fetched. Raises
+        StartupError."""
         for one in wanted:
             self.driver(one.driver)
+        for one in wanted:
+            self._configured(one)
+
+    def _configured(self, one: Wanted) -> ModelSpec:
+        """The shared settings with the options of this model's driver. Raises StartupError for a wrong one."""
+        driver = self.driver(one.driver)
+        layers = [*self.layers, *([one.config] if one.config else []), *self.defaults, *built_in(driver)]
+        options = merge_options(driver, layers, list(self._drivers.values()))
+        spec = self.spec if one.slots is None else replace(self.spec, slots=one.slots)
+        fields = {key: value for key in SPEC_OPTIONS if (value := options.pop(key, None)) is not None}
+        return replace(spec, options=options, **fields)  # type: ignore[arg-type]  # whole numbers, as checked
 
     def plan_all(self, wanted: Sequence[Wanted], paths: Sequence[Path]) -> list[ModelPlan]:
         """The models of the command line, each with its file. Raises StartupError."""
@@ -67,7 +84,7 @@ class Planner:
         keepers = sum(type in KEEPS_STATES for type in types)
         kv_ram, kv_disk = share(self.config.kv_ram_bytes, keepers), share(self.config.kv_disk_bytes, keepers)
         return [
-            self._plan(one, path, id, type, self.spec, kv_ram, kv_disk)
+            self._plan(one, path, id, type, self._configured(one), kv_ram, kv_disk)
             for one, path, id, type in zip(wanted, paths, ids(known), types, strict=True)
         ]
 
@@ -78,10 +95,11 @@ class Planner:
         found = await ModelStore().resolve(parse_ref(wanted.ref))
         if not isinstance(found, Path):
             raise StartupError(f"{wanted.ref} is not on this disk; `granville download {wanted.ref}` fetches it")
+        spec = self._configured(wanted)
         spec = replace(
-            self.spec,
-            slots=order.slots or self.spec.slots,
-            context_size=self.spec.context_size if order.context_size is None else order.context_size,
+            spec,
+            slots=order.slots or spec.slots,
+            context_size=spec.context_size if order.context_size is None else order.context_size,
         )
         # Reading a file's head and blocks can take a moment, in which the others are served.
         return await trio.to_thread.run_sync(self._plan_one, wanted, found, spec, kv_ram_bytes, kv_disk_bytes)

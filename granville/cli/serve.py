@@ -8,11 +8,11 @@ import resource
 import signal
 import sys
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
-import msgspec
 import trio
 from cyclopts import Parameter
 
@@ -21,6 +21,8 @@ from granville.cli.plans import Planner
 from granville.config import DEFAULT_HTTP_PORT, DEFAULT_MODEL, DEFAULT_SOCKET, ServeConfig, Strategy, home
 from granville.errors import BadRequest, StartupError
 from granville.hosting.interface import ModelSpec
+from granville.hosting.options import Layer, pairs_layer
+from granville.models.manifest import FILE_NAME, Server, read_manifest
 from granville.models.memory import default_kv_ram, machine_memory, parse_size
 from granville.models.pool import Wanted, parse_models
 from granville.models.store import obtain
@@ -28,6 +30,11 @@ from granville.nursery.address import parse_tcp_bind
 from granville.nursery.desk import Desk
 from granville.nursery.kernel import Serving, run_kernel
 
+T = TypeVar("T")
+DEFAULT_DRIVER = "granville-llama"
+DEFAULT_SLOTS = 8
+CONFIG_VARIABLE = "GRANVILLE_DRIVER_CONFIG"
+"""`key=value` words, one or several."""
 SWITCH_INTERVAL_S = 0.0005
 """How long the kernel's thread may keep the interpreter while a model's thread waits for it between two steps."""
 
@@ -39,20 +46,41 @@ def serve(
     models: Annotated[
         str | None, Parameter(help='Models as "[type:][id:]path", by commas: "ranker:tiny.gguf,main:big.gguf".')
     ] = None,
+    manifest: Annotated[
+        Path | None, Parameter(help="A manifest.yaml, or its folder: models and settings where no flag gives them.")
+    ] = None,
     strategy: Annotated[Strategy, Parameter(help="Which model takes a job that names none.")] = ServeConfig.strategy,
-    port: Annotated[int, Parameter(name=("--port", "-p"), help="HTTP status on 127.0.0.1; 0 for any free port.")] = (
-        DEFAULT_HTTP_PORT
-    ),
-    socket: Annotated[str, Parameter(name=("--socket", "-s"), help="Unix socket to listen on.")] = DEFAULT_SOCKET,
+    port: Annotated[
+        int | None,
+        Parameter(
+            name=("--port", "-p"),
+            help=f"HTTP status on 127.0.0.1; 0 for any free port, {DEFAULT_HTTP_PORT} unless given.",
+        ),
+    ] = None,
+    socket: Annotated[
+        str | None, Parameter(name=("--socket", "-s"), help=f"Unix socket to listen on; {DEFAULT_SOCKET} unless given.")
+    ] = None,
     queue_size: Annotated[
-        int, Parameter(name=("--queue-size", "-q"), help="Jobs that may wait; the next is refused.")
-    ] = ServeConfig.queue_size,
+        int | None,
+        Parameter(
+            name=("--queue-size", "-q"),
+            help=f"Jobs that may wait, {ServeConfig.queue_size} unless given; the next is refused.",
+        ),
+    ] = None,
     driver: Annotated[
-        str, Parameter(name=("--driver", "-d"), help="Inference driver: a name, a path, or module:Class.")
-    ] = "granville-llama",
-    slots: Annotated[int, Parameter(help="Sequences that each model runs at once.")] = 8,
-    threads: Annotated[int, Parameter(help="Threads of the model; 0 for all cores.")] = 0,
-    context_size: Annotated[int, Parameter(help="Tokens a slot; 0 for the smaller of the model's own and 4096.")] = 0,
+        str | None,
+        Parameter(
+            name=("--driver", "-d"),
+            help=f"Inference driver: a name, a path, or module:Class; {DEFAULT_DRIVER} unless given.",
+        ),
+    ] = None,
+    slots: Annotated[
+        int | None, Parameter(help=f"Sequences that each model runs at once; {DEFAULT_SLOTS} unless given.")
+    ] = None,
+    threads: Annotated[int | None, Parameter(help="Threads of the model; 0, as unless given, for all cores.")] = None,
+    context_size: Annotated[
+        int | None, Parameter(help="Tokens a slot; 0, as unless given, for the smaller of the model's own and 4096.")
+    ] = None,
     timeout: Annotated[float, Parameter(help="Seconds a job may wait and run.")] = ServeConfig.timeout_s,
     grace: Annotated[float, Parameter(help="Seconds that running jobs get after SIGTERM.")] = ServeConfig.grace_s,
     tcp: Annotated[str | None, Parameter(help="Listen on loopback TCP too: host:port, usually 127.0.0.1:9000.")] = None,
@@ -101,7 +129,7 @@ def serve(
         ),
     ] = True,
     driver_config: Annotated[
-        list[str] | None, Parameter(help="A setting of the driver as key=value; may be repeated.")
+        list[str] | None, Parameter(help="An option of the driver as key=value; may be repeated.")
     ] = None,
     http: Annotated[bool, Parameter(negative="--no-http", show_default=False, help="Serve the HTTP status.")] = True,
     verbose: Annotated[
@@ -125,7 +153,9 @@ def serve(
     - `https://host/path/model.gguf#sha256=HEX`.
 
     Before it may stand a type (inference, ranker, stt, tts, embedding, rerank), an id of your own, or both, and after
-    it a driver: `ranker:small:tiny.gguf?driver=NAME`. The same file twice is two models.
+    it a driver: `ranker:small:tiny.gguf?driver=NAME`. The same file twice is two models. With `--manifest` a
+    name that is in it is that model, and no name is all of them. Flags go before the environment, that before the
+    manifest.
 
     A driver is the name of an installed one, a folder with a driver.json, a shared library, or `module:Class`.
 
@@ -133,14 +163,21 @@ def serve(
     or Ctrl-C lets running jobs finish within `--grace`; a second ends at once.
     """
     wanted = parse_models([*filter(None, model), *([models] if models else [])])
+    server, defaults = Server(), list[Layer]()
+    if manifest is not None:
+        read = read_manifest(manifest)
+        wanted, server, defaults = read.choose(wanted), read.server, [read.driver_config]
+        driver = driver or read.driver
     if not wanted:
-        raise StartupError(f"serve: a model is required, for example `granville serve {DEFAULT_MODEL}`")
+        raise StartupError(f"serve: a model is required, for example `granville serve {DEFAULT_MODEL}`{_hint()}")
+    if slots is not None:
+        wanted = [replace(one, slots=None) for one in wanted]
     budget = machine_memory() if memory is None else parse_size("--memory", memory)
     config = ServeConfig(
-        socket=socket,
-        http_port=port,
+        socket=_first(socket, server.socket, DEFAULT_SOCKET),
+        http_port=_first(port, server.port, DEFAULT_HTTP_PORT),
         tcp=_tcp(tcp),
-        queue_size=queue_size,
+        queue_size=_first(queue_size, server.queue_size, ServeConfig.queue_size),
         timeout_s=timeout,
         grace_s=grace,
         age_after_s=age_after,
@@ -162,13 +199,9 @@ def serve(
         max_sessions=max_sessions,
     )
     spec = ModelSpec(
-        path=Path(),
-        slots=_at_least("--slots", slots, 1),
-        context_size=_at_least("--context-size", context_size, 0),
-        threads=_at_least("--threads", threads, 0),
-        verbose=verbose,
-        options=_options(driver_config or []),
+        path=Path(), slots=_at_least("--slots", _first(slots, server.workers, DEFAULT_SLOTS), 1), verbose=verbose
     )
+    layers = _layers(context_size, threads, driver_config or [])
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING,
         format="%(asctime)s level=%(levelname)s logger=%(name)s %(message)s",
@@ -176,7 +209,7 @@ def serve(
     logging.getLogger("httpx").setLevel(logging.WARNING)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     _raise_open_files_limit(config)
-    planner = Planner(config, spec, driver, tuned)
+    planner = Planner(config, spec, driver or DEFAULT_DRIVER, layers, defaults, tuned)
     planner.drivers_of(wanted)
     status = trio.run(partial(_serve, config, wanted, planner, http=http))
     if any(stepper.alive for stepper in planner.steppers):
@@ -284,18 +317,29 @@ def _at_least(flag: str, value: int, least: int) -> int:
     return value
 
 
-def _options(pairs: list[str]) -> dict[str, object]:
-    """`key=value` pairs; a value is JSON where it can be, else a string."""
-    options: dict[str, object] = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not key or not equals:
-            raise StartupError(f"--driver-config: expected key=value, got {pair!r}")
-        try:
-            options[key] = msgspec.json.decode(value)
-        except msgspec.DecodeError:
-            options[key] = value
-    return options
+def _layers(context_size: int | None, threads: int | None, pairs: list[str]) -> list[Layer]:
+    """The driver's options from the command line and then from the environment. A flag of an option's own goes before
+    `--driver-config`."""
+    own = {"context_size": context_size, "threads": threads}
+    of_environment = os.environ.get(CONFIG_VARIABLE, "").split()
+    if pairs == of_environment:  # it stands in for a flag that is not there; beside one it still gives other options
+        pairs = []
+    for name, value in own.items():
+        if value is not None:
+            _at_least(f"--{name.replace('_', '-')}", value, 0)
+    return [
+        Layer("the command line", {name: value for name, value in own.items() if value is not None}, shared=True),
+        pairs_layer("--driver-config", pairs),
+        pairs_layer(CONFIG_VARIABLE, of_environment),
+    ]
+
+
+def _first(given: T | None, of_manifest: T | None, default: T) -> T:
+    return next(value for value in (given, of_manifest, default) if value is not None)
+
+
+def _hint() -> str:
+    return f"; to serve what ./{FILE_NAME} says, `granville serve --manifest .`" if Path(FILE_NAME).is_file() else ""
 
 
 def _raise_open_files_limit(config: ServeConfig) -> None:

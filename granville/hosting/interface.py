@@ -11,7 +11,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol, TypeVar, runtime_checkable
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 FinishReason = Literal["stop", "length", "tool"]
 
@@ -28,7 +28,7 @@ class ModelSpec:
     verbose: bool = False
     """Let the backend write its own log to stderr; otherwise it is silent."""
     options: Mapping[str, object] = field(default_factory=dict)
-    """The driver's own settings, from driver.json or the manifest (`gpu_layers`, `flash_attention`, ...)."""
+    """The driver's own settings, from flags, manifest.yaml or driver.json (`gpu_layers`, `flash_attention`, ...)."""
     type: str = "inference"
     """What the model is loaded for: a model type of the protocol."""
     fingerprint: str = ""
@@ -341,6 +341,16 @@ class Driver(Protocol):
     def load(self, spec: ModelSpec) -> Model:
         """Load a model. Raises DriverError with a sentence for a person: what is wrong with the file or the
         settings, and what would be right."""
+
+
+@runtime_checkable
+class Configurable(Protocol):
+    """What a driver has besides when its options are checked before anything is loaded, wherever they were given."""
+
+    @property
+    def config_schema(self) -> Mapping[str, Any] | None:
+        """JSON Schema of `ModelSpec.options`, a flat object; docs/drivers.md has the keywords that may be in it. None:
+        not known, and the driver checks them itself when it loads."""
 
 
 @runtime_checkable

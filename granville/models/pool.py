@@ -17,10 +17,11 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import get_args
 
 from granville.errors import StartupError
+from granville.hosting.options import Layer
 from granville.models.identity import model_id
 from granville.wire.messages import MAX_NAME_CHARS, ModelType
 
@@ -29,7 +30,8 @@ MAX_MODELS = 64
 RESERVED_IDS = ("sessions",)
 """Of folders beside the models' own in `--kv-dir`."""
 TYPES: tuple[ModelType, ...] = get_args(ModelType)
-_PREFIX = re.compile(r"([A-Za-z0-9._-]{2,}):(?!//)")
+_ID = re.compile(r"[A-Za-z0-9._-]{2,}")
+_PREFIX = re.compile(rf"({_ID.pattern}):(?!//)")
 _DRIVER = re.compile(r"\?driver=([^?&#]*)$")
 _COMMA = re.compile(r"(?<!\\),")
 
@@ -43,6 +45,9 @@ class Wanted:
     type: ModelType | None = None
     id: str | None = None
     driver: str | None = None
+    slots: int | None = None
+    config: Layer | None = field(default=None, compare=False)
+    """Options for its driver, from the manifest."""
 
     @property
     def text(self) -> str:
@@ -53,7 +58,11 @@ class Wanted:
 
 def parse_models(texts: Iterable[str]) -> list[Wanted]:
     """All models of a command line, in order. Raises StartupError, which names the part that is wrong."""
-    found = [parse_model(part) for text in texts for part in _COMMA.split(text)]
+    return check_models([parse_model(part) for text in texts for part in _COMMA.split(text)])
+
+
+def check_models(found: list[Wanted]) -> list[Wanted]:
+    """Raises StartupError for more than a daemon serves, or an id that comes twice."""
     if len(found) > MAX_MODELS:
         raise StartupError(f"{len(found)} models; a daemon serves at most {MAX_MODELS}")
     twice = [id for id, count in Counter(one.id for one in found if one.id).items() if count > 1]
@@ -82,12 +91,18 @@ def parse_model(text: str) -> Wanted:
     if not ref:
         raise StartupError(f"{text.strip() or 'a comma'}: a model is missing; expected [type:][id:]path")
     if id is not None:
-        _check_id(id, text.strip())
+        try:
+            check_id(id)
+        except StartupError as error:
+            raise StartupError(f"{text.strip()}: {error.message}; expected [type:][id:]path") from None
     return Wanted(ref, type, id, driver[1] if driver else None)
 
 
-def _check_id(id: str, text: str) -> None:
-    if id in TYPES:
+def check_id(id: str) -> None:
+    """Raises StartupError for what cannot be a model's own id."""
+    if _ID.fullmatch(id) is None:
+        reason = "cannot be an id: two characters or more out of A-Z, a-z, 0-9, dot, underscore and dash"
+    elif id in TYPES:
         reason = "is a type, not an id"
     elif id.startswith(".") or id in RESERVED_IDS:
         reason = "cannot be an id: folders are named after them"
@@ -95,7 +110,7 @@ def _check_id(id: str, text: str) -> None:
         reason = f"has {len(id)} characters; {MAX_NAME_CHARS} are the most for an id"
     else:
         return
-    raise StartupError(f"{text}: {id[:80]} {reason}; expected [type:][id:]path")
+    raise StartupError(f"{id[:80]} {reason}")
 
 
 def ids(known: Sequence[tuple[Wanted, str, str]], taken: Iterable[str] = ()) -> list[str]:

@@ -3,6 +3,9 @@ loaded with the first model."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from granville.hosting.interface import Model, ModelSpec
 
 __all__ = ["LlamaDriver"]
@@ -21,6 +24,12 @@ class LlamaDriver:
         from importlib.metadata import version
 
         return f"llama-cpp-python {version('llama-cpp-python')}"
+
+    @property
+    def config_schema(self) -> Mapping[str, Any]:
+        from granville_llama.options import config_schema
+
+        return config_schema()
 
     def load(self, spec: ModelSpec) -> Model:
         """Raises DriverError with a sentence for a person when the file or an option is wrong."""

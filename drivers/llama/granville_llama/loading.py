@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
 from granville.hosting.interface import DriverError, Model, ModelInfo, ModelSpec
-from granville_llama.binding import BUILT_WITH_AMX, KV_TYPES, MAX_SLOTS, Context, Weights
+from granville_llama.binding import BUILT_WITH_AMX, MAX_SLOTS, Context, Weights
+from granville_llama.devices import choose_layers
 from granville_llama.embedding import BATCH_TEXTS, EmbeddingModel
 from granville_llama.embedding import BATCH_TOKENS as READING_BATCH_TOKENS
 from granville_llama.engine import LlamaModel
 from granville_llama.kv import KvStore
 from granville_llama.kvfiles import KvFiles
-from granville_llama.reader import POOLING, Reader, pooling_of
+from granville_llama.options import read_options
+from granville_llama.reader import Reader, pooling_of
 from granville_llama.scoring import BATCH_TOKENS as SCORING_BATCH_TOKENS
 from granville_llama.scoring import SCORING_TOKENS, Scorer
 from granville_llama.template import ChatTemplate
@@ -27,10 +28,6 @@ LLAMA_VERSION = version("llama-cpp-python")
 DEFAULT_CONTEXT_TOKENS = 4096
 CONTEXT_STEP_TOKENS = 256
 """llama.cpp rounds a sequence's cache up to a multiple of this."""
-BATCH_TOKENS = 128
-"""What the backend computes at once, and the most of prefill in a step. Its scratch memory grows with this times the
-context; more was not faster. The option `batch_tokens` says otherwise."""
-MIN_BATCH_TOKENS, MAX_BATCH_TOKENS = 16, 2048
 DEFAULT_TEXT_TOKENS = 512
 """The context of a model that reads: a text is computed whole, and scratch memory grows with the longest one."""
 READERS = ("embedding", "rerank")
@@ -38,42 +35,27 @@ TYPES = ("inference", "ranker", *READERS)
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
-    """`ModelSpec.options`, checked."""
+class Settings:
+    """`ModelSpec.options`, checked, and chosen where nothing was said."""
 
-    gpu_layers: int = 0
+    gpu_layers: int
     """-1 is all of them."""
-    flash_attention: bool = False
-    """Off, results do not depend on what else runs; on a GPU it is worth having."""
-    kv_type: str = "f16"
-    repack: bool = not BUILT_WITH_AMX
+    flash_attention: bool
+    """Off, results do not depend on what else runs; on a GPU, where that cannot be promised, it is worth having."""
+    kv_type: str
+    repack: bool
     """Let the CPU backend rearrange weights for its matrix instructions. Not for AMX by default: GCC 12 leaves out
     the stores to the tile configuration in ggml's AMX code, and the first batch ends the process."""
-    pooling: str | None = None
+    pooling: str | None
     """How a text's tokens become one vector; None: as the file says."""
-    batch_tokens: int = BATCH_TOKENS
-    most_threads: int = 0
+    batch_tokens: int
+    most_threads: int
     """Without `ModelSpec.threads`: no more than so many, 0 for the physical cores."""
-
-
-VECTORS = tuple(name for name in POOLING if name != "rank")
-CHECKS: dict[str, tuple[Callable[[object], bool], str]] = {
-    "gpu_layers": (lambda value: type(value) is int and value >= -1, "a whole number from -1 (all) up"),
-    "flash_attention": (lambda value: type(value) is bool, "true or false"),
-    "kv_type": (lambda value: isinstance(value, str) and value in KV_TYPES, f"one of {', '.join(KV_TYPES)}"),
-    "repack": (lambda value: type(value) is bool, "true or false"),
-    "pooling": (lambda value: isinstance(value, str) and value in VECTORS, f"one of {', '.join(VECTORS)}"),
-    "batch_tokens": (
-        lambda value: type(value) is int and MIN_BATCH_TOKENS <= value <= MAX_BATCH_TOKENS,
-        f"a whole number from {MIN_BATCH_TOKENS} to {MAX_BATCH_TOKENS}",
-    ),
-    "most_threads": (lambda value: type(value) is int and value >= 0, "a whole number from 0 (all cores) up"),
-}
 
 
 def load(spec: ModelSpec) -> Model:
     """Raises DriverError: the option, the file or the memory that stands in the way."""
-    options = _options(spec)
+    spec, options = _check(spec)
     _check_file(spec.path)
     try:
         weights = Weights(spec.path, gpu_layers=options.gpu_layers, repack=options.repack, verbose=spec.verbose)
@@ -86,7 +68,7 @@ def load(spec: ModelSpec) -> Model:
         raise
 
 
-def _generating(spec: ModelSpec, options: Options, weights: Weights) -> LlamaModel:
+def _generating(spec: ModelSpec, options: Settings, weights: Weights) -> LlamaModel:
     if not weights.generates:
         use = "rerank" if pooling_of(weights) == "rank" else "embedding"
         raise DriverError(
@@ -127,7 +109,7 @@ def _generating(spec: ModelSpec, options: Options, weights: Weights) -> LlamaMod
     )
 
 
-def _scorer(spec: ModelSpec, options: Options, weights: Weights) -> Scorer:
+def _scorer(spec: ModelSpec, options: Settings, weights: Weights) -> Scorer:
     return Scorer(
         weights,
         lambda: Context(
@@ -156,7 +138,7 @@ def _store(spec: ModelSpec, key: str) -> KvStore:
     return KvStore(spec.kv_ram_bytes, spec.kv_disk_bytes if files else 0, files)
 
 
-def _reading(spec: ModelSpec, options: Options, weights: Weights) -> EmbeddingModel:
+def _reading(spec: ModelSpec, options: Settings, weights: Weights) -> EmbeddingModel:
     size = _context_size(spec, weights, DEFAULT_TEXT_TOKENS)
     batch_tokens = max(size, READING_BATCH_TOKENS)
     threads = spec.threads or usable_cores()
@@ -193,7 +175,7 @@ def _context_size(spec: ModelSpec, weights: Weights, default: int) -> int:
     return min(trained, spec.context_size or default)
 
 
-def _pooling(spec: ModelSpec, options: Options, weights: Weights) -> str:
+def _pooling(spec: ModelSpec, options: Settings, weights: Weights) -> str:
     said = pooling_of(weights)
     if spec.type == "rerank":
         if said != "rank":
@@ -208,28 +190,36 @@ def _pooling(spec: ModelSpec, options: Options, weights: Weights) -> str:
     return options.pooling or said or ("last" if weights.generates else "mean")
 
 
-def _options(spec: ModelSpec) -> Options:
-    for name, value in spec.options.items():
-        if name not in CHECKS:
-            raise DriverError(f"granville-llama has no option {name!r}; it has {', '.join(CHECKS)}")
-        fits, wanted = CHECKS[name]
-        if not fits(value):
-            raise DriverError(f"option {name}: expected {wanted}, got {value!r}")
-    options = Options(**spec.options)  # type: ignore[arg-type]  # each was just checked against CHECKS
-    if options.kv_type not in ("f32", "f16") and not options.flash_attention:
-        raise DriverError(f"option kv_type: {options.kv_type} needs flash_attention: true")
+def _check(spec: ModelSpec) -> tuple[ModelSpec, Settings]:
+    """The spec with what was given as an option instead of as a field, and the settings."""
+    options = read_options(spec.options)
+    spec = replace(
+        spec, context_size=spec.context_size or options.context_size, threads=spec.threads or options.threads
+    )
+    gpu_layers = choose_layers(options.gpu_layers)
+    settings = Settings(
+        gpu_layers=gpu_layers,
+        flash_attention=gpu_layers != 0 if options.flash_attention is None else options.flash_attention,
+        kv_type=options.kv_type,
+        repack=not BUILT_WITH_AMX if options.repack is None else options.repack,
+        pooling=options.pooling,
+        batch_tokens=options.batch_tokens,
+        most_threads=options.most_threads,
+    )
+    if settings.kv_type not in ("f32", "f16") and not settings.flash_attention:
+        raise DriverError(f"option kv_type: {settings.kv_type} needs flash_attention: true")
     if not 1 <= spec.slots <= MAX_SLOTS:
         raise DriverError(f"slots: llama.cpp takes 1 to {MAX_SLOTS}, got {spec.slots}")
     if spec.type not in TYPES:
         raise DriverError(f"type: granville-llama serves {', '.join(TYPES)}, not {spec.type}")
-    if options.pooling is not None and spec.type != "embedding":
+    if settings.pooling is not None and spec.type != "embedding":
         raise DriverError(f"option pooling: only for type embedding, and this model is loaded as {spec.type}")
     if spec.context_size == 1:
         raise DriverError("context_size: 1 holds no prompt with an answer; it takes 2 or more, or 0 to be chosen")
     for name, number in (("context_size", spec.context_size), ("threads", spec.threads)):
         if number < 0:
             raise DriverError(f"{name}: must not be negative, got {number}")
-    return options
+    return spec, settings
 
 
 def _check_file(path: Path) -> None:

@@ -1,5 +1,5 @@
-"""llama.cpp as a reader: whole texts in, a pooled row of numbers for each out. Beside binding.py the only module that
-touches ctypes."""
+"""llama.cpp as a reader: whole texts in, a pooled row of numbers for each out. Beside binding.py and devices.py the
+only module that touches ctypes."""
 
 from __future__ import annotations
 
