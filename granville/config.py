@@ -82,6 +82,11 @@ class ServeConfig:
     """A session that nobody went on with for so long is forgotten."""
     max_sessions: int = 1024
 
+    @property
+    def open_files(self) -> int:
+        """Room for every connection and sender, and for what the daemon has open itself."""
+        return self.max_connections + 2 * self.max_senders + 128
+
     def __post_init__(self) -> None:
         size = len(os.fsencode(self.socket))
         if not size:

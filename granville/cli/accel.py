@@ -14,14 +14,22 @@ from granville.cli import exits
 if TYPE_CHECKING:
     from granville.hosting.accel import Show
 
+LLAMA = "granville-llama"
 LINES = 10
 """How often, where there is no terminal, a build says how far it is."""
 
 
-def install_accelerated(accel: str, *, dry_run: bool = False) -> int:
-    """Build llama.cpp with a backend into the environment that this runs in. Raises StartupError with what is missing
-    or what failed; then the build that is here stays."""
-    from granville.hosting.accel import Builder
+def install_accelerated(driver: str, accel: str | None, *, dry_run: bool = False) -> int:
+    """Build llama.cpp with a backend into the environment that this runs in: what `driver install` does when it is
+    given `--accel` or `--dry-run`. Raises StartupError with what is missing or what failed; then the build that is here
+    stays."""
+    from granville.errors import StartupError
+    from granville.hosting.accel import ACCELS, Builder
+
+    if driver != LLAMA or accel is None:
+        what = f"--accel {accel}" if accel is not None else "--dry-run"
+        command = f"granville driver install {LLAMA} --accel {'|'.join(ACCELS)}"
+        raise StartupError(f"{what} is for builds of llama.cpp: `{command}`")
 
     builder = Builder()
     if dry_run:

@@ -54,6 +54,7 @@ COMMANDS = (
         "granville.cli.driver_publish:publish",
     ),
     Command("driver keygen", "FILE", "Make a key to sign releases with.", "granville.cli.driver_publish:keygen"),
+    Command("doctor", "", "Look at this machine: what it has, and what to set.", "granville.cli.doctor:doctor"),
     Command("bench", "MODEL", "Measure a model on this machine.", "granville.cli.bench:bench"),
     Command("help", "[COMMAND]", "Show this page, or a command's options."),
     Command("version", "", "Show the version."),
@@ -88,6 +89,8 @@ EXAMPLES
   granville chat --system "Answer in one sentence."
   granville models show smollm2     what it is, and the memory that it needs
   granville driver install acme-granville-tpu==1.2
+  granville serve --manifest .      the models and settings of ./manifest.yaml
+  granville doctor                  what this machine has, and what to set
   granville status                  what waits, what runs, and how fast
 
 ENVIRONMENT

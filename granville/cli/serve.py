@@ -343,8 +343,8 @@ def _hint() -> str:
 
 
 def _raise_open_files_limit(config: ServeConfig) -> None:
-    """Room for every connection and sender; as much as the system allows."""
-    wanted = config.max_connections + 2 * config.max_senders + 128
+    """As much of it as the system allows."""
+    wanted = config.open_files
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= wanted:
         return

@@ -45,9 +45,10 @@ INSTALL_S = 600.0
 TRIAL_S = 300.0
 """To load the libraries and the model, and to say a few words. The first use of a GPU compiles its kernels."""
 ERROR_CHARS = 300
-_STEP = re.compile(r"\[(\d+)/(\d+)\]")
+_STEP = re.compile(r"\s*\[(\d+)/(\d+)\] ")
 """ninja's counter."""
-_ERROR = re.compile(r"error|CMake Error|No space left", re.IGNORECASE)
+_ERROR = re.compile(r"\berror ?:|CMake Error|No space left")
+"""What a compiler, cmake or the disk says; not an option such as -Werror=, nor pip's own last words."""
 
 Show = Callable[[str, float | None], None]
 """Called with what is being done, and the share of it that is done where that is known."""
@@ -94,6 +95,8 @@ class Built(msgspec.Struct, frozen=True):
     can_offload: bool
     system_info: str
     library: str
+    usable_cores: int = 1
+    """Threads that a model takes by itself."""
     trial: dict[str, Any] | None = None
 
 
@@ -177,7 +180,7 @@ class Builder:
             last = line.strip() or last
             if _ERROR.search(line):
                 errors.append(line.strip())
-            if (step := _STEP.search(line)) and int(step[2]):
+            if (step := _STEP.match(line)) and int(step[2]):
                 show(f"compiling {step[1]} of {step[2]}", int(step[1]) / int(step[2]))
 
         show(f"fetching and configuring {PACKAGE} {plan.version}", None)

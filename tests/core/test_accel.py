@@ -32,12 +32,15 @@ def host(*tools: str, system: str = "linux", files: tuple[str, ...] = (), **vari
     )
 
 
+NVCC_FAILS = ("  [2/9] g++ -Werror=x\n", "x.cu(3): error: no\n", "ERROR: late\n")
+
+
 @dataclass
 class Pip:
     """Plays pip and the probe. What they say and how they end can be set."""
 
     backends: tuple[str, ...] = ("CUDA", "CPU")
-    output: tuple[str, ...] = ("[1/4] Building\n", "[4/4] Linking\n")
+    output: tuple[str, ...] = ("  [1/4] g++ -Werror=x\n", "  [4/4] Linking\n")
     build_status: int | None = 0
     probe_status: int | None = 0
     install_status: int = 0
@@ -123,7 +126,7 @@ def test_the_commands_are_for_the_pinned_version_and_this_python(tmp_path: Path)
 @pytest.mark.parametrize(
     ("pip", "ran", "words"),
     [
-        (Pip(build_status=1, output=("x.cu(3): error: no\n", "late\n")), ["wheel"], ("status 1", "x.cu(3): error: no")),
+        (Pip(build_status=1, output=NVCC_FAILS), ["wheel"], ("(status 1): x.cu(3): error: no",)),
         (Pip(build_status=1, output=("quite\n", "\n")), ["wheel"], ("status 1", "quite")),
         (Pip(build_status=None), ["wheel"], ("took too long",)),
         (Pip(makes_wheel=False), ["wheel"], ("failed",)),
@@ -245,7 +248,10 @@ def test_the_build_that_is_here() -> None:
 def test_a_dry_run_shows_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     from granville.cli.accel import install_accelerated
 
-    assert install_accelerated("cpu", dry_run=True) == 0
+    for driver, accel in (("acme-granville-tpu", "cuda"), ("granville-llama", None)):
+        with pytest.raises(StartupError, match=r"is for builds of llama\.cpp: `granville driver install"):
+            install_accelerated(driver, accel, dry_run=True)
+    assert install_accelerated("granville-llama", "cpu", dry_run=True) == 0
     out = capsys.readouterr().out
     assert "-DGGML_NATIVE=on" in out
     assert f"{PACKAGE}=={pinned_version()}" in out

@@ -25,12 +25,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models": CORE | {"fetch", "hosting", "registry", "scheduling"},
     "registry": CORE | {"fetch", "hosting"},
     "journal": CORE | {"scheduling"},
+    "doctor": MIDDLE,
     "nursery": MIDDLE,
     "http": MIDDLE,
     "client": {"wire", "errors"},
     "crucible": CORE | {"client"},
     "testing": CORE | {"hosting", "scheduling", "nursery"},
-    "cli": MIDDLE | {"nursery", "http", "client", "crucible", "testing"},
+    "cli": MIDDLE | {"doctor", "nursery", "http", "client", "crucible", "testing"},
     "__main__": {"cli"},
 }
 """Beside itself. A part that is not here has no place yet: give it one."""

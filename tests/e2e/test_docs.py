@@ -10,8 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from granville_llama import LlamaDriver
 
 from granville.cli.help import COMMANDS
+from granville.errors import StartupError
+from granville.hosting.options import OptionSchema, merge_options
+from granville.models.manifest import read_manifest
 from tests.drivers import c_drivers
 from tests.e2e.harness import GRANVILLE, PATIENCE_S, Daemon, running
 
@@ -68,6 +72,35 @@ def test_the_conversation_of_the_sessions_page(daemon: Daemon, folder: Path) -> 
     """The fake driver repeats the last turn, and its prompts are words."""
     (code,) = blocks(ROOT / "docs" / "sessions.md", "python")
     assert run_python(code, folder, daemon.socket) == "What colour is it?\n0 of 10 tokens were in the cache\n"
+
+
+def test_the_manifest_of_the_operations_page(tmp_path: Path) -> None:
+    (text,) = blocks(ROOT / "docs" / "operations.md", "yaml")
+    path = tmp_path / "manifest.yaml"
+    path.write_text(text)
+    manifest = read_manifest(path)
+    assert [(one.id, one.type, one.slots) for one in manifest.models] == [
+        ("main", None, None),
+        ("mini", "embedding", 2),
+    ]
+    for one in manifest.models:
+        assert one.config is not None
+        merge_options(LlamaDriver(), [one.config])
+    said = re.findall(r"manifest\.yaml:(\d+):(\d+): gpu_layer: (.*)", (ROOT / "docs" / "operations.md").read_text())
+    path.write_text(text.replace("gpu_layers", "gpu_layer"))
+    wrong = read_manifest(path).models[0].config
+    assert wrong is not None
+    with pytest.raises(StartupError) as caught:
+        merge_options(LlamaDriver(), [wrong])
+    assert caught.value.message == f"{path}:{said[0][0]}:{said[0][1]}: gpu_layer: {said[0][2]}"
+
+
+def test_the_options_of_the_drivers_page() -> None:
+    page = (ROOT / "docs" / "drivers.md").read_text()
+    table = page.split("| option of granville-llama |")[1].split("\n\n")[0]
+    assert re.findall(r"^\| `(\w+)`", table, re.MULTILINE) == list(LlamaDriver().config_schema["properties"])
+    schema = next(json.loads(block) for block in blocks(ROOT / "docs" / "drivers.md", "json") if "volume" in block)
+    assert OptionSchema("x", schema).check("volume", "11", text=True) == 11
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -28,6 +28,7 @@ from granville.hosting.interface import (
 )
 from granville_llama import LlamaDriver
 from granville_llama.binding import c
+from granville_llama.threads import usable_cores
 
 GPU_TYPES = {1: "gpu", 2: "integrated gpu"}
 """`enum ggml_backend_dev_type`, of those that layers can be put on."""
@@ -121,6 +122,7 @@ def describe() -> dict[str, Any]:
         "can_offload": can_offload(),
         "system_info": _text(c.llama_print_system_info()),
         "library": c._lib._name,
+        "usable_cores": usable_cores(),
     }
 
 
