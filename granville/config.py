@@ -14,6 +14,9 @@ DEFAULT_SOCKET = "/tmp/granville.sock"
 DEFAULT_HTTP_PORT = 8080
 DEFAULT_TCP_PORT = 9000
 DEFAULT_MODEL = "smollm2"
+DEFAULT_DRIVER = "granville-llama"
+DEFAULT_SLOTS = 8
+"""Sequences that a model runs at once."""
 Strategy = Literal["least-busy", "round-robin"]
 MAX_SOCKET_PATH_BYTES = 107
 """`sun_path` is 108 bytes on Linux, its closing NUL included (unix(7))."""

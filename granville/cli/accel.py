@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from granville.cli import exits
+from granville.config import DEFAULT_DRIVER
 
 if TYPE_CHECKING:
     from granville.hosting.accel import Show
 
-LLAMA = "granville-llama"
 LINES = 10
 """How often, where there is no terminal, a build says how far it is."""
 
@@ -26,9 +26,9 @@ def install_accelerated(driver: str, accel: str | None, *, dry_run: bool = False
     from granville.errors import StartupError
     from granville.hosting.accel import ACCELS, Builder
 
-    if driver != LLAMA or accel is None:
+    if driver != DEFAULT_DRIVER or accel is None:
         what = f"--accel {accel}" if accel is not None else "--dry-run"
-        command = f"granville driver install {LLAMA} --accel {'|'.join(ACCELS)}"
+        command = f"granville driver install {DEFAULT_DRIVER} --accel {'|'.join(ACCELS)}"
         raise StartupError(f"{what} is for builds of llama.cpp: `{command}`")
 
     builder = Builder()

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from granville.cli import exits
 from granville.cli.options import Socket
-from granville.client.address import DEFAULT_ADDRESS
+from granville.client.address import DEFAULT_ADDRESS, is_tcp
+from granville.config import DEFAULT_SLOTS
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -30,6 +32,10 @@ MARKS: dict[Verdict, tuple[str, str]] = {
 def doctor(
     *,
     socket: Socket = DEFAULT_ADDRESS,
+    slots: Annotated[int, Parameter(help="Judge models with so many slots.")] = DEFAULT_SLOTS,
+    context_size: Annotated[int, Parameter(help="And so many tokens a slot; 0 for the driver's choice.")] = 0,
+    memory: Annotated[str | None, Parameter(help="And this budget, as `granville serve` takes it.")] = None,
+    kv_dir: Annotated[Path | None, Parameter(help="Where states are to lie.")] = None,
     as_json: Annotated[
         bool, Parameter(name="--json", negative="", show_default=False, help="Print JSON for programs.")
     ] = False,
@@ -37,16 +43,24 @@ def doctor(
     """Look at this machine: what it has, whether Granville works here, and what to set.
 
     Processor and its vector units, memory, disk, GPUs, the build of llama.cpp, drivers, the models on this disk and
-    whether they fit, the socket. What can be better is marked `warn`; what keeps Granville from working `PROBLEM`, and
-    then the exit status is 1. Beneath what can be set, an arrow says how. Nothing is changed.
+    whether they fit, the socket. Flags, and variables such as GRANVILLE_SLOTS, are those that `granville serve` is to
+    get. What can be better is marked `warn`; what keeps Granville from working `PROBLEM`, and then the exit status is
+    1. Beneath what can be set, an arrow says how. Nothing is changed.
     """
     import msgspec
     import trio
 
     from granville.doctor.finding import worst
-    from granville.doctor.survey import survey
+    from granville.doctor.survey import Wish, survey
+    from granville.errors import StartupError
+    from granville.models.memory import parse_size
 
-    findings = survey(socket, trio.run(_daemon, socket))
+    for flag, value, least in (("--slots", slots, 1), ("--context-size", context_size, 0)):
+        if value < least:
+            raise StartupError(f"{flag}: must be at least {least}, got {value}")
+    budget = None if memory is None else parse_size("--memory", memory)
+    wish = Wish(None if is_tcp(socket) else socket, slots, context_size, budget, kv_dir)
+    findings = survey(wish, trio.run(_daemon, socket))
     verdict = worst(findings)
     if as_json:
         print(json.dumps({"verdict": verdict, "findings": msgspec.to_builtins(findings)}, indent=2))

@@ -18,7 +18,16 @@ from cyclopts import Parameter
 
 from granville.cli import exits
 from granville.cli.plans import Planner
-from granville.config import DEFAULT_HTTP_PORT, DEFAULT_MODEL, DEFAULT_SOCKET, ServeConfig, Strategy, home
+from granville.config import (
+    DEFAULT_DRIVER,
+    DEFAULT_HTTP_PORT,
+    DEFAULT_MODEL,
+    DEFAULT_SLOTS,
+    DEFAULT_SOCKET,
+    ServeConfig,
+    Strategy,
+    home,
+)
 from granville.errors import BadRequest, StartupError
 from granville.hosting.interface import ModelSpec
 from granville.hosting.options import Layer, pairs_layer
@@ -31,8 +40,6 @@ from granville.nursery.desk import Desk
 from granville.nursery.kernel import Serving, run_kernel
 
 T = TypeVar("T")
-DEFAULT_DRIVER = "granville-llama"
-DEFAULT_SLOTS = 8
 CONFIG_VARIABLE = "GRANVILLE_DRIVER_CONFIG"
 """`key=value` words, one or several."""
 SWITCH_INTERVAL_S = 0.0005

@@ -37,7 +37,7 @@ def versions(granville: str, python: tuple[int, int, int], llama: str | None, pi
     if llama is None:
         found.append(
             Finding(
-                "versions", "llama-cpp-python", "not installed", "problem", f"pip install llama-cpp-python=={pinned}"
+                "Versions", "llama-cpp-python", "not installed", "problem", f"pip install llama-cpp-python=={pinned}"
             )
         )
     elif llama != pinned:
@@ -58,7 +58,7 @@ def build(backends: Sequence[str] | None, failure: str, buildable: Sequence[str]
         return [Finding("Versions", "llama.cpp", failure, "problem", fix or "a compiler, and pip, to build it again")]
     return [
         Finding(
-            "versions",
+            "Versions",
             "llama.cpp",
             f"runs; built for {', '.join(backends)}",
             "ok",

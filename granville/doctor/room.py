@@ -114,7 +114,7 @@ def _smaller(one: ModelOnDisk, slots: int, context_size: int, budget: int) -> Fi
             continue
         flags = f"--slots {count}" + (f" --context-size {tokens}" if tokens else "")
         return Finding(
-            "models", one.name, f"does not fit with {slots} slots", "warn", f"granville serve {one.name} {flags}"
+            "Models", one.name, f"does not fit with {slots} slots", "warn", f"granville serve {one.name} {flags}"
         )
     whole = estimate(one.path, one.type, 1, 512).total_bytes
     return Finding("Models", one.name, f"does not fit: it takes {size(whole)} at the least", "warn",

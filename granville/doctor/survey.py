@@ -11,13 +11,14 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 
 import msgspec
 
 from granville import __version__
-from granville.config import DEFAULT_SOCKET, ServeConfig, home
+from granville.config import DEFAULT_SLOTS, ServeConfig, home
 from granville.doctor import graphics, place, processor, room
 from granville.doctor.finding import Finding
 from granville.errors import StartupError
@@ -31,12 +32,7 @@ from granville.models.store import ModelStore
 TOOL_S = 5.0
 PROBE_S = 60.0
 """To load llama.cpp; a GPU's driver may take its time."""
-DEFAULT_SLOTS = 8
 KV_DISK_BYTES = ServeConfig.kv_disk_bytes
-
-
-def is_tcp(address: str) -> bool:
-    return "://" in address
 
 
 Ask = Callable[[Sequence[str]], str | None]
@@ -61,12 +57,26 @@ def ask(command: Sequence[str]) -> str | None:
     return done.stdout if done.returncode == 0 else None
 
 
-def survey(socket: str = DEFAULT_SOCKET, daemon: Finding | None = None) -> list[Finding]:
-    """All findings, in the order in which they are shown. `daemon` is what is known of one on the socket."""
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """How `granville serve` is to be started."""
+
+    socket: str | None
+    """The path where it is to listen; None for none."""
+    slots: int = DEFAULT_SLOTS
+    context_size: int = 0
+    """0: the driver's choice."""
+    memory_bytes: int | None = None
+    """None: its own choice."""
+    kv_dir: Path | None = None
+
+
+def survey(wish: Wish, daemon: Finding) -> list[Finding]:
+    """All findings, in the order in which they are shown. `daemon` is what is known of one that runs."""
     built, failure = _build()
     cpu = read_cpu(ask)
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cpu.logical
-    budget = machine_memory()
+    budget = wish.memory_bytes or machine_memory()
     info = processor.parse_system_info(built.system_info) if built else {}
     return [
         *_versions(built, failure),
@@ -75,11 +85,11 @@ def survey(socket: str = DEFAULT_SOCKET, daemon: Finding | None = None) -> list[
         *(processor.vectors(cpu, info) if built else []),
         *graphics.gpus(read_gpus(ask), msgspec.to_builtins(built) if built else None),
         *_memory(budget),
-        *room.disk(_folders()),
-        *room.models(_models(), DEFAULT_SLOTS, 0, budget),
-        *([] if is_tcp(socket) else [place.socket(_socket(socket))]),
+        *room.disk(_folders(wish.kv_dir or home() / "kv")),
+        *room.models(_models(), wish.slots, wish.context_size, budget),
+        *([place.socket(_socket(wish.socket))] if wish.socket else []),
         _open_files(),
-        *([daemon] if daemon else []),
+        daemon,
     ]
 
 
@@ -157,11 +167,11 @@ def parse_available(meminfo: Path) -> int | None:
     return int(values[0][1]) << 10 if values else None
 
 
-def _folders() -> list[room.Folder]:
+def _folders(kv_dir: Path) -> list[room.Folder]:
     return [
         folder("home", home(), room.LOW_DISK_BYTES),
         folder("models", home() / "models", room.LOW_DISK_BYTES),
-        folder("states", home() / "kv", KV_DISK_BYTES),
+        folder("states", kv_dir, KV_DISK_BYTES),
     ]
 
 

@@ -98,7 +98,8 @@ class FakeModel:
             drop_oldest=plan.messages and spec.type not in READERS,
             resume=plan.resume,
         )
-        self.info = ModelInfo("fake", plan.context_size, memory_bytes=0, description="echoes its prompt")
+        context_size = spec.context_size or plan.context_size
+        self.info = ModelInfo("fake", context_size, memory_bytes=0, description="echoes its prompt")
         self.elapsed_s = 0.0
         self.closed = False
         self.scored = 0
@@ -126,12 +127,12 @@ class FakeModel:
             read, dropped_turns = shortened(
                 request.messages,
                 lambda messages: [word for message in messages for word in message.content.split()],
-                context_size=self._plan.context_size,
+                context_size=self.info.context_size,
                 max_tokens=request.max_tokens,
             )
             prompt = len(read)
-        if prompt >= self._plan.context_size:
-            text = f"the prompt has {prompt} tokens and the context {self._plan.context_size}"
+        if prompt >= self.info.context_size:
+            text = f"the prompt has {prompt} tokens and the context {self.info.context_size}"
             self._events.append(Failed(request.id, "prompt_too_long", text))
             return
         said = len(request.produced) if isinstance(request, Generate) else 0
