@@ -14,8 +14,8 @@ from granville.errors import StartupError
 from granville.hosting.interface import Driver, ModelSpec
 from granville.hosting.isolated import PROCESS_BYTES, IsolatedDriver, IsolatedLoad
 from granville.hosting.locate import find_driver, is_name
-from granville.hosting.store import hold_named
 from granville.hosting.options import SPEC_OPTIONS, Layer, built_in, merge_options
+from granville.hosting.store import hold_named
 from granville.models.catalogue import Catalogue
 from granville.models.gguf import read_header
 from granville.models.identity import fingerprint

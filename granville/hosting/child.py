@@ -21,6 +21,7 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Mapping
 from typing import TypeVar
 
 import msgspec
@@ -28,7 +29,7 @@ import msgspec
 from granville.errors import StartupError
 from granville.hosting.floor import Floor, Released, StepEvent, as_lost
 from granville.hosting.heartbeat import Heartbeat
-from granville.hosting.interface import Driver, Failed, Model, Tunable
+from granville.hosting.interface import Configurable, Driver, Failed, Model, Tunable
 from granville.hosting.locate import find_driver
 from granville.hosting.pipe import (
     MAX_FRAME_BYTES,
@@ -281,9 +282,13 @@ def _refusal(error: Exception) -> Refused:
 
 
 def _hello(driver: Driver) -> Hello:
-    if isinstance(driver, Tunable):
-        return Hello(driver.name, driver.version, driver.backend, driver.tuning_module)
-    return Hello(driver.name, driver.version)
+    backend, module = (driver.backend, driver.tuning_module) if isinstance(driver, Tunable) else (None, None)
+    schema = driver.config_schema if isinstance(driver, Configurable) else None
+    return Hello(driver.name, driver.version, backend, module, _plain(getattr(driver, "config", None)), _plain(schema))
+
+
+def _plain(said: object) -> dict[str, object] | None:
+    return dict(said) if isinstance(said, Mapping) else None
 
 
 if __name__ == "__main__":

@@ -61,6 +61,8 @@ class IsolatedDriver:
         hello = self._spare.hello()
         self.name = hello.name
         self.version = hello.version
+        self.config = hello.config or {}
+        self.config_schema = hello.config_schema
         if hello.backend is not None and hello.tuning_module is not None:
             self.backend, self.tuning_module = hello.backend, hello.tuning_module
 

@@ -92,12 +92,15 @@ class Close(Message, frozen=True):
 
 
 class Hello(Message, frozen=True):
-    """The driver has been found. The last two are those of a driver whose models can be tuned."""
+    """The driver has been found, and this is what it says of itself; None where it does not. The first two that may be
+    None are those of a driver whose models can be tuned."""
 
     name: str
     version: str
     backend: str | None = None
     tuning_module: str | None = None
+    config: dict[str, Any] | None = None
+    config_schema: dict[str, Any] | None = None
 
 
 class Loaded(Message, frozen=True):
