@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -54,8 +54,15 @@ def install(
         Parameter(negative="", show_default=False, help="Also again, an older version, or a bundled driver's name."),
     ] = False,
     registry: Registries = None,
+    accel: Annotated[
+        Literal["cpu", "cuda", "metal", "vulkan"] | None,
+        Parameter(help="For granville-llama: build llama.cpp anew for this, some minutes."),
+    ] = None,
+    dry_run: Annotated[
+        bool, Parameter(negative="", show_default=False, help="With --accel: only say what would be done.")
+    ] = False,
     quiet: Annotated[bool, Parameter(negative="", show_default=False, help="Show no progress.")] = False,
-) -> None:
+) -> int | None:
     """Install a driver, or another version of it.
 
     WHAT is one of
@@ -67,6 +74,9 @@ def install(
     The build for this system and processor is taken, its hash is checked before it is unpacked, and what is installed
     under the name is replaced in one step; a driver that a daemon uses is not. Registries are those of
     `~/.granville/config.toml`, in their order: a name belongs to the first that has it.
+
+    `granville driver install granville-llama --accel cuda` builds the llama.cpp of the bundled driver for a GPU. It is
+    compiled apart and tried, and only then takes the place of the one that is there.
     """
     import trio
 
@@ -76,9 +86,16 @@ def install(
     from granville.registry.settings import registries
     from granville.registry.wanted import ByName, parse_wanted
 
+    if accel is not None or dry_run:
+        from granville.cli.accel import install_accelerated
+
+        return install_accelerated(what, accel, dry_run=dry_run)
     wanted = parse_wanted(what, sha256, unverified=unverified)
     if isinstance(wanted, ByName) and not force and (there := _bundled(wanted.name)):
-        return install_bundled(there)
+        print(
+            f"{there.name} {there.version} is bundled: it came with the Python package {there.package}, nothing to do"
+        )
+        return None
     store = DriverStore()
     with progress_bar(quiet=quiet) as bar:
         installer = Installer(store=store, registries=registries(registry or ()), say=note, progress=bar, force=force)
@@ -89,11 +106,6 @@ def install(
     before = f", in place of {outcome.before}" if outcome.before else ""
     print(f"{outcome.name} {outcome.version} is installed{before}: {outcome.folder}")
     return None
-
-
-def install_bundled(driver: Bundled) -> None:
-    """What `install` does for a driver that is there as a Python package."""
-    print(f"{driver.name} {driver.version} is bundled: it came with the Python package {driver.package}, nothing to do")
 
 
 def list_drivers(
