@@ -121,7 +121,7 @@ class FakeModel:
         assert isinstance(request, Generate | Embed | Rerank), "the fake model generates, embeds and reranks"
         assert len(self._running) < self.slots, "more jobs than slots"
         texts = _texts(request)
-        words = texts[-1].split() if isinstance(request, Generate) else " ".join(texts).split()
+        words = _answer(request) if isinstance(request, Generate) else " ".join(texts).split()
         prompt, dropped_turns = sum(len(text.split()) for text in texts), 0
         if isinstance(request, Generate) and request.drop_oldest:
             read, dropped_turns = shortened(
@@ -259,6 +259,13 @@ def _texts(request: Generate | Embed | Rerank) -> list[str]:
     return [request.query, *request.documents]
 
 
+def _answer(request: Generate) -> list[str]:
+    """The last turn's words, up to where the first stop string begins."""
+    text = " ".join(request.messages[-1].content.split())
+    ends = [text.find(stop) for stop in request.stop if stop in text]
+    return text[: min(ends, default=None)].split(" ") if text else []
+
+
 def _value(request: Embed | Rerank) -> list[float] | list[list[float]]:
     """A text's vector is its numbers of words and of characters; a document's score, how many of the query's words
     are in it."""
@@ -282,6 +289,8 @@ class FakeDriver:
         self.models: list[FakeModel] = []
 
     def load(self, spec: ModelSpec) -> FakeModel:
+        if self.sleeps and not spec.path.exists():  # in Trio time its files are names alone
+            raise DriverError(f"there is no file {spec.path}")
         plan = self.plan or _plan_from(spec.options)
         self.loads += 1
         if plan.load_error is not None and (plan.failing_loads is None or self.loads <= plan.failing_loads):
