@@ -54,6 +54,12 @@ COMMANDS = (
         "granville.cli.driver_publish:publish",
     ),
     Command("driver keygen", "FILE", "Make a key to sign releases with.", "granville.cli.driver_publish:keygen"),
+    Command(
+        "driver check", "DRIVER", "See whether a driver keeps to the interface.", "granville.cli.driver_check:check"
+    ),
+    Command(
+        "driver new", "NAME", "Write a working driver to start from, in C or Python.", "granville.cli.driver_new:new"
+    ),
     Command("doctor", "", "Look at this machine: what it has, and what to set.", "granville.cli.doctor:doctor"),
     Command("bench", "MODEL", "Measure a model on this machine.", "granville.cli.bench:bench"),
     Command("help", "[COMMAND]", "Show this page, or a command's options."),

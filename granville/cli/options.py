@@ -18,6 +18,7 @@ ModelId = Annotated[
 ]
 Priority = Literal["critical", "high", "normal", "low"]
 Temperature = Annotated[float | None, Parameter(help="0 always takes the likeliest token; 0.8 unless given.")]
+DriverConfig = Annotated[list[str] | None, Parameter(help="An option of the driver as key=value; may be repeated.")]
 
 DropOldest = Annotated[
     bool,

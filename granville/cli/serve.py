@@ -17,6 +17,7 @@ import trio
 from cyclopts import Parameter
 
 from granville.cli import exits
+from granville.cli.options import DriverConfig
 from granville.cli.plans import Planner
 from granville.config import (
     DEFAULT_DRIVER,
@@ -135,9 +136,7 @@ def serve(
             help="Take what `granville models tune` found for a model; --no-tuned takes its own file.",
         ),
     ] = True,
-    driver_config: Annotated[
-        list[str] | None, Parameter(help="An option of the driver as key=value; may be repeated.")
-    ] = None,
+    driver_config: DriverConfig = None,
     http: Annotated[bool, Parameter(negative="--no-http", show_default=False, help="Serve the HTTP status.")] = True,
     verbose: Annotated[
         bool,

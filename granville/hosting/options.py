@@ -239,6 +239,11 @@ def pairs_layer(source: str, pairs: Iterable[str], *, shared: bool = True) -> La
     return Layer(source, values, text=True, shared=shared)
 
 
+def unchecked(layer: Layer) -> dict[str, object]:
+    """A layer's options as a driver without a schema gets them."""
+    return {key: _checked(None, layer, key, value) for key, value in layer.values.items()}
+
+
 def _read(value: object) -> object:
     """A typed text as JSON where it can be, else as it is."""
     try:

@@ -362,6 +362,13 @@ class Crashes(Good):
             os.kill(os.getpid(), signal.SIGSEGV)
 
 
+class Lingers(Good):
+    """A thread of its own never ends."""
+
+    def __init__(self) -> None:
+        threading.Thread(target=time.sleep, args=(3600,)).start()
+
+
 class CrashesOften(Good):
     """In each of the checks of texts and of jobs that end early."""
 

@@ -69,6 +69,7 @@ BROKEN = [
     ("Exits", "answer", "answer", "step() called sys.exit(3); a driver never ends its process"),
     ("ExitsHard", "answer", "answer", "the process ended with exit status 0 in step(): a driver never ends its"),
     ("Crashes", "cancel", "cancel", "the process died of SIGSEGV in cancel('job-1')"),
+    ("Lingers", "model", "process-end", "the process had not ended 5 s after all was closed"),
     ("CrashesAtEnd", "model", "process-end", "the process died of SIGSEGV at its end"),
     ("LoadsAnything", "wrong-path", "wrong-path", "load() of a path where nothing is returned a model"),
     ("LoadRaises", "wrong-path", "wrong-path", "raised FileNotFoundError"),

@@ -15,7 +15,7 @@ def check_driver(
     driver: str,
     *,
     model: str | Path | None = None,
-    type: str = "inference",
+    type: str = "",
     options: Mapping[str, object] | None = None,
     rounds: int = ROUNDS,
     slots: int = SLOTS,

@@ -11,6 +11,9 @@ from granville.testing.conformance.report import Verdict
 if TYPE_CHECKING:
     from granville.testing.conformance.rig import Rig
 
+MAX_SEEN_CHARACTERS = 600
+"""Of a sentence: what a driver raises can be of any length."""
+
 Run = Callable[["Rig"], str]
 """Does the check. What it returns is a sentence: what was seen, and it was right."""
 
@@ -20,7 +23,7 @@ class Ending(Exception):
 
     def __init__(self, seen: str, detail: tuple[str, ...] = ()) -> None:
         super().__init__(seen)
-        self.seen = seen
+        self.seen = seen if len(seen) <= MAX_SEEN_CHARACTERS else f"{seen[:MAX_SEEN_CHARACTERS]}…"
         self.detail = detail
 
 

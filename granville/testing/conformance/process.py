@@ -36,6 +36,8 @@ class Process:
         """The call of the driver that has not returned."""
         self.done = False
         self.hung_s: float | None = None
+        self.lingered = False
+        """It was done, and did not end."""
         self.status: int | None = None
         self._plan = plan
         self._limit_s = limit_s
@@ -60,6 +62,7 @@ class Process:
                 # A process that the driver has started may hold the pipe open: it is not waited for.
                 nursery.cancel_scope.deadline = trio.current_time() + END_S
                 await process.wait()
+            self.lingered = self.done and process.returncode is None
         finally:
             process.kill()
             with trio.CancelScope(shield=True):
@@ -120,6 +123,8 @@ class Process:
         where = f"in {call}" if self.call else "between two calls of the driver" if not self.done else "at its end"
         if self.hung_s is not None:
             return f"{self.call or 'the check'} had not returned after {self.hung_s:g} s"
+        if self.lingered:
+            return f"the process had not ended {END_S:g} s after all was closed: a thread of the driver's keeps it"
         if self.status is not None and self.status < 0:
             return f"the process died of {_signal_name(-self.status)} {where}"
         return f"the process ended with exit status {self.status} {where}: a driver never ends its process"

@@ -5,13 +5,14 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 
 import msgspec
 
 from granville.errors import StartupError
+from granville.hosting.manifest import read_manifest
 from granville.testing.conformance.checks import RULES, Check
 from granville.testing.conformance.defaults import CONTEXT_SIZE, LOAD_TIMEOUT_S, ROUNDS, SLOTS, STEP_TIMEOUT_S
 from granville.testing.conformance.lines import (
@@ -46,7 +47,8 @@ class Wish:
 
     driver: str
     model: Path | None = None
-    type: str = "inference"
+    type: str = ""
+    """Empty: inference, or what the driver's driver.json names first."""
     options: Mapping[str, object] = field(default_factory=dict)
     rounds: int = ROUNDS
     slots: int = SLOTS
@@ -63,6 +65,7 @@ def silent(what: Check | Finding) -> None:
 
 async def conform(wish: Wish, progress: Progress = silent) -> Report:
     """Check a driver, in a Trio program. Cancelled, it leaves no process behind. Raises StartupError."""
+    wish = replace(wish, type=wish.type or _usual_type(wish.driver))
     checks = _chosen(wish)
     _sensible(wish)
     with tempfile.TemporaryDirectory(prefix="granville-check-") as folder:
@@ -74,6 +77,15 @@ async def conform(wish: Wish, progress: Progress = silent) -> Report:
         for _, group in groupby(checks, key=lambda check: check.group):
             await run.group(list(group))
     return run.report()
+
+
+def _usual_type(driver: str) -> str:
+    """What a driver's models are loaded as, by its driver.json; whatever is wrong with that file is for the check."""
+    try:
+        named = read_manifest(Path(driver)).capabilities if "/" in driver else ()
+    except StartupError:
+        named = ()
+    return "inference" if "inference" in named or not named else named[0]
 
 
 def _chosen(wish: Wish) -> list[Check]:
