@@ -40,7 +40,7 @@ def check(
         str,
         Parameter(
             show_default=False,
-            help="Load it as inference, ranker, embedding or rerank; what driver.json names, or inference, unless given.",
+            help="Load it as inference, ranker, embedding or rerank; as driver.json says, or inference, unless given.",
         ),
     ] = "",
     driver_config: DriverConfig = None,
