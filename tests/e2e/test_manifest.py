@@ -22,6 +22,11 @@ models:
 server: {socket: g.sock, port: 0, queue_size: 7, workers: 3}
 """
 
+LOUD = """\
+class Loud(FakeDriver):
+    name = "acme-granville-loud"
+"""
+
 
 @pytest.fixture
 def manifest(folder: Path) -> Path:
@@ -107,6 +112,24 @@ def test_a_manifest_here_is_pointed_out(folder: Path, manifest: Path, monkeypatc
     monkeypatch.chdir(folder)
     assert "a model is required" in refused(folder)
     assert "`granville serve --manifest .`" in refused(folder)
+
+
+@pytest.mark.parametrize("place", ["--isolate", "--no-isolate"])
+def test_options_are_checked_wherever_the_driver_runs(folder: Path, place: str) -> None:
+    (folder / "any.bin").touch()
+    own = folder / "acme-granville-loud"
+    own.mkdir()
+    (own / "loud.py").write_text("from granville.testing.fake import FakeDriver\n\n\n" + LOUD)
+    (own / "driver.json").write_text(
+        '{"name": "acme-granville-loud", "version": "1", "abi": "python", "entry": "loud:Loud", '
+        '"config": {"volume": 7}, "config_schema": {"properties": {"volume": {"type": "integer", "maximum": 11}}}}'
+    )
+    model = (str(folder / "any.bin"), "-d", str(own), place)
+    said = refused(folder, *model, "--driver-config", "volume=12")
+    assert said == "granville: --driver-config: volume: expected a whole number up to 11, got '12'\n"
+    assert "did you mean volume?" in refused(folder, *model, "--driver-config", "volum=1")
+    (own / "driver.json").write_text((own / "driver.json").read_text().replace("7", "70"))
+    assert "driver.json of acme-granville-loud: volume: expected" in refused(folder, *model)
 
 
 def test_options_by_their_drivers(folder: Path) -> None:
