@@ -80,7 +80,7 @@ class Plan:
         """For a person: the commands, as a shell would take them."""
         variables = " ".join(f'{name}="{value}"' for name, value in self.variables.items())
         return [
-            *(f"missing: {one}" for one in self.missing),
+            *(f"first:   {one}" for one in self.missing),
             f"build:   {variables} {' '.join(self.build)}",
             f"try:     {sys.executable} -m {PROBE}  (with the new build unpacked beside this environment)",
             f"install: {' '.join(self.install('THE_WHEEL'))}",
