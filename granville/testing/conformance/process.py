@@ -79,7 +79,7 @@ class Process:
 
     async def _listen(self, process: trio.Process, stream: trio.abc.ReceiveStream) -> None:
         part = b""
-        while True:
+        while not self.done:  # the end of the pipe may be long in coming: a thread of the driver's keeps it open
             limit = self._limit_s(self.call)
             with trio.move_on_after(limit) as waiting:
                 data = await stream.receive_some()
