@@ -78,6 +78,10 @@ def install(
     `granville driver install granville-llama --accel cuda` builds the llama.cpp of the bundled driver for a GPU. It is
     compiled apart and tried, and only then takes the place of the one that is there.
     """
+    if accel is not None or dry_run:
+        from granville.cli.accel import install_accelerated
+
+        return install_accelerated(what, accel, dry_run=dry_run)
     import trio
 
     from granville.fetch.progress import progress_bar
@@ -86,10 +90,6 @@ def install(
     from granville.registry.settings import registries
     from granville.registry.wanted import ByName, parse_wanted
 
-    if accel is not None or dry_run:
-        from granville.cli.accel import install_accelerated
-
-        return install_accelerated(what, accel, dry_run=dry_run)
     wanted = parse_wanted(what, sha256, unverified=unverified)
     if isinstance(wanted, ByName) and not force and (there := _bundled(wanted.name)):
         print(
