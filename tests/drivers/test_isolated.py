@@ -23,13 +23,14 @@ from granville.testing.fake import FakeDriver
 from tests.drivers.llama_jobs import job, run
 from tests.e2e.harness import eventually, is_there
 
+HERE = Path(__file__)
 FAULTY = "tests.drivers.faulty:FaultyDriver"
 FAKE = "granville.testing.fake:FakeDriver"
 
 
 @contextmanager
 def loaded(driver: str = FAULTY, step_timeout_s: float = 30.0, **options: object) -> Iterator[IsolatedModel]:
-    model = IsolatedDriver(driver, step_timeout_s=step_timeout_s).load(ModelSpec(Path("x"), slots=4, options=options))
+    model = IsolatedDriver(driver, step_timeout_s=step_timeout_s).load(ModelSpec(HERE, slots=4, options=options))
     try:
         yield model
     finally:
@@ -61,7 +62,7 @@ def text_of(events: list[Event], id: str) -> str:
 def test_it_says_what_it_would_say_here() -> None:
     jobs = [job(str(n), " ".join(f"w{n}-{i}" for i in range(3 + n)), max_tokens=8) for n in range(9)]
     options = {"decode_s": 0.001, "park": True}
-    here = FakeDriver(sleeps=False).load(ModelSpec(Path("x"), slots=4, options=options))
+    here = FakeDriver(sleeps=False).load(ModelSpec(HERE, slots=4, options=options))
     with loaded(FAKE, **options) as there:
         assert (there.slots, there.capabilities, there.info) == (here.slots, here.capabilities, here.info)
         assert run(there, *jobs) == run(here, *jobs)
@@ -77,7 +78,7 @@ def test_driver_and_model_are_described_as_here() -> None:
 
 def test_values_come_as_they_are() -> None:
     driver = IsolatedDriver(FAKE)
-    model = driver.load(ModelSpec(Path("x"), slots=1, type="embedding"))
+    model = driver.load(ModelSpec(HERE, slots=1, type="embedding"))
     model.submit(Embed("e", ("one two", "three")))
     (output,) = steps(model, bool)
     assert output.value == [[2.0, 7.0], [1.0, 5.0]]  # type: ignore[union-attr]
