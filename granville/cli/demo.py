@@ -158,7 +158,7 @@ async def _tune(console: Console) -> None:
             return
     except (OSError, ValueError) as error:
         console.print(f"an earlier tuning cannot be read: {error}", markup=False)
-    _heading(console, f"the first time only, about half a minute: granville models tune {DEFAULT_MODEL} --quick")
+    _heading(console, f"the first time only, about a minute: granville models tune {DEFAULT_MODEL} --quick")
 
     def decide(outcome: Outcome) -> bool:
         console.print(candidate_table(outcome.tuning))
