@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from granville.cli.terminal import note, printable
+from granville.hosting.accel import Accel
 
 if TYPE_CHECKING:
     from granville.hosting.store import Bundled, Installed
@@ -55,7 +56,7 @@ def install(
     ] = False,
     registry: Registries = None,
     accel: Annotated[
-        Literal["cpu", "cuda", "metal", "vulkan"] | None,
+        Accel | None,
         Parameter(help="For granville-llama: build llama.cpp anew for this, some minutes."),
     ] = None,
     dry_run: Annotated[
