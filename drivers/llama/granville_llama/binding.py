@@ -1,4 +1,4 @@
-"""llama.cpp behind a thin typed face: with reader.py and devices.py the only one that touches ctypes and llama_cpp.
+"""llama.cpp behind a thin typed face. Beside it only reader.py, devices.py and quantise.py touch ctypes and llama_cpp.
 
 Three objects own C memory and must be closed: `Weights` (the file, its vocabulary), `Context` (the KV cache and
 the batch being built) and `SamplerChain`. Nothing here decides anything; every method is one C call or a few.
