@@ -45,8 +45,8 @@ def disturb(seed: int, name: str, path: Path, reference: Reference, kv_dir: Path
 def test_whatever_happens_each_job_says_what_it_says_alone(name: str, noise: Path, tmp_path: Path) -> None:
     reference = Reference(noise)
     machines = [disturb(seed, name, noise, reference, tmp_path / str(seed)) for seed in range(2)]
-    assert sum(machine.compared for machine in machines) > 30
-    assert sum(machine.exact_turns for machine in machines) > 3
+    assert sum(machine.compared for machine in machines) > 15
+    assert sum(machine.exact_turns for machine in machines) > 1
     reference.close()
 
 
