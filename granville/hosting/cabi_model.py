@@ -12,7 +12,7 @@ import msgspec
 
 from granville.hosting import cabi_types as c
 from granville.hosting.cabi_events import Job, Reader
-from granville.hosting.cabi_request import asked, kind, to_request
+from granville.hosting.cabi_request import Passable, asked, kind, to_request
 from granville.hosting.interface import (
     Capabilities,
     DriverError,
@@ -62,6 +62,9 @@ class V2Model:
         self._reader = Reader(driver, self._jobs)
 
     def submit(self, request: Task) -> None:
+        if not isinstance(request, Passable):
+            self._refused.append(Failed(request.id, "unsupported", "drivers in C take no sound and make none"))
+            return
         self._last_number += 1
         number = self._last_number
         passed = to_request(number, request, stops=self._sees_stops)

@@ -10,10 +10,13 @@ from typing import Any
 import msgspec
 
 from granville.hosting import cabi_types as c
-from granville.hosting.interface import Embed, Generate, Rerank, Score, Task
+from granville.hosting.interface import Embed, Generate, Rerank, Score
+
+Passable = Generate | Score | Embed | Rerank
+"""What there is a structure for."""
 
 
-def to_request(number: int, task: Task, *, stops: bool) -> c.Request:
+def to_request(number: int, task: Passable, *, stops: bool) -> c.Request:
     """It keeps alive what it points to. `stops`: the driver looks for stop strings itself."""
     request = c.Request(struct_size=ctypes.sizeof(c.Request), job=number, kind=kind(task))
     text: str | None
@@ -35,11 +38,11 @@ def to_request(number: int, task: Task, *, stops: bool) -> c.Request:
     return request
 
 
-def kind(task: Task) -> int:
+def kind(task: Passable) -> int:
     return {Generate: c.GENERATE, Score: c.SCORE, Embed: c.EMBED, Rerank: c.RERANK}[type(task)]
 
 
-def asked(task: Task) -> int:
+def asked(task: Passable) -> int:
     """How many values its output has to have."""
     if isinstance(task, Generate):
         return 0

@@ -179,7 +179,33 @@ class Rerank:
     documents: tuple[str, ...]
 
 
-Task = Generate | Score | Embed | Rerank
+@dataclass(frozen=True, slots=True)
+class Transcribe:
+    """What is said in a recording. Takes a slot. Text comes as `Token` events without ids, then `Output` ends it."""
+
+    id: str
+    audio: bytes | None = None
+    """A file's contents: WAV, FLAC, MP3, ... at any rate, with any number of channels. None: it is in `path`."""
+    path: Path | None = None
+    language: str | None = None
+    """ISO 639-1; None: to be found out."""
+    words: bool = False
+    """Times of words besides those of segments."""
+
+
+@dataclass(frozen=True, slots=True)
+class Speak:
+    """A text read aloud. Takes a slot. Sound comes as `Audio` events, a sentence or so each, then `Output` ends it."""
+
+    id: str
+    text: str
+    voice: str | None = None
+    """A voice of the model's by the driver's name for it; None: the first."""
+    speed: float = 1.0
+    """2 is twice as fast, within 0.25 to 4."""
+
+
+Task = Generate | Score | Embed | Rerank | Transcribe | Speak
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +230,17 @@ class Token:
 
 
 @dataclass(frozen=True, slots=True)
+class Audio:
+    """Sound that is final. All of a job has one rate; joined in order it is the whole answer."""
+
+    id: str
+    pcm: bytes
+    """Samples of one channel, 16-bit signed little-endian."""
+    sample_rate: int
+    """Hz."""
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """The job has ended and its slot is free."""
 
@@ -219,9 +256,10 @@ class Output:
     """A job that gives a value instead of text has ended, and its slot, if it had one, is free."""
 
     id: str
-    value: list[float] | list[list[float]]
+    value: list[float] | list[list[float]] | dict[str, Any]
     """Score: a natural logarithm of a probability for each label. Embed: a vector for each text. Rerank: a score for
-    each document."""
+    each document. Transcribe: `language`, `duration_s` and `segments`, a list of {start, end, text}, in seconds, with
+    `words`, a list of {start, end, word, probability}, when they were asked for. Speak: `duration_s`."""
     usage: Usage
 
 
@@ -242,7 +280,7 @@ class Parked:
     id: str
 
 
-Event = Token | Finished | Output | Failed | Parked
+Event = Token | Audio | Finished | Output | Failed | Parked
 
 
 ANSWER_SHARE = 4

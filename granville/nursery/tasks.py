@@ -73,7 +73,7 @@ def to_result(job: Job, entry: ModelEntry, event: Finished | Output) -> Result |
         return DriverFailed("the driver gave a value where text was asked for, or text where a value was")
     if isinstance(event, Output):
         asked = len(job.request.documents or (job.request.text,))
-        if len(event.value) != asked:
+        if not isinstance(event.value, list) or len(event.value) != asked:
             return DriverFailed(f"the driver gave {len(event.value)} values where {asked} were asked for")
         # One text asks for one vector, a list of them for a list.
         value = event.value if job.request.model_type == "rerank" or job.request.text is None else event.value[0]

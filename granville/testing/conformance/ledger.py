@@ -111,7 +111,7 @@ class Ledger:
                 job.pieces.append(event)
             case Parked():
                 job.state = "parked"
-            case _:
+            case Finished() | Output() | Failed():
                 job.state = "ended"
                 job.end = event
 

@@ -1,0 +1,1 @@
+"""What a workflow may call beside models."""
