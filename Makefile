@@ -27,7 +27,7 @@ $(READY): pyproject.toml
 	@$(PIP) install --progress-bar off --cache-dir '$(LLAMA_CACHE)' \
 		"$$(sed -n 's/^ *"\(llama-cpp-python==[^"]*\)",*$$/\1/p' pyproject.toml)"
 	@echo 'Installing Granville and what it is developed with'
-	@$(PIP) install --quiet --editable . --group dev
+	@$(PIP) install --quiet --editable '.[whisper,piper,espeak,crucible]' --group dev
 	@# asks pins an anyio that today's Trio cannot run with, and trio-typing's stubs hide Trio's own types:
 	@# docs/dependencies.md tells both stories.
 	@$(PIP) install --quiet --no-deps asks async-generator
