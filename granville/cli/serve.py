@@ -29,6 +29,7 @@ from granville.config import (
     Strategy,
     home,
 )
+from granville.doors.address import parse_tcp_bind
 from granville.errors import BadRequest, StartupError
 from granville.hosting.interface import ModelSpec
 from granville.hosting.options import Layer, pairs_layer
@@ -36,7 +37,6 @@ from granville.models.manifest import FILE_NAME, Server, read_manifest
 from granville.models.memory import default_kv_ram, machine_memory, parse_size
 from granville.models.pool import Wanted, parse_models
 from granville.models.store import obtain
-from granville.nursery.address import parse_tcp_bind
 from granville.nursery.desk import Desk
 from granville.nursery.kernel import Serving, run_kernel
 

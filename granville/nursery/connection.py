@@ -1,29 +1,22 @@
-"""One client's connection: requests in, replies out, in any number and any order."""
+"""One client's connection to the kernel: requests in, replies out."""
 
 from __future__ import annotations
 
 import logging
-import os
-import select
-import socket
-import struct
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cached_property, partial
-from itertools import islice
+from functools import partial
 from typing import Any
 
 import trio
 
 from granville import __version__
-from granville.config import ServeConfig
-from granville.errors import BadRequest, Cancelled, FramingLost, GranvilleError, Internal, TooLarge, Unsupported
-from granville.nursery.address import parse_callback
-from granville.nursery.callbacks import CallbackRoute, JobDelivery, Route, Senders, deliver
+from granville.doors.address import parse_callback
+from granville.doors.conversation import Conversation
+from granville.doors.peer import Peer
+from granville.doors.senders import Senders
+from granville.errors import BadRequest, Cancelled, GranvilleError, Internal, Unsupported
+from granville.nursery.callbacks import CallbackRoute, JobDelivery, Route, deliver
 from granville.nursery.desk import Desk
-from granville.nursery.outbox import Outbox
 from granville.scheduling.job import ClientKey, Job
-from granville.wire.framing import FrameReader
 from granville.wire.messages import (
     Ack,
     Control,
@@ -38,192 +31,36 @@ from granville.wire.messages import (
 
 log = logging.getLogger(__name__)
 
-READ_BYTES = 65_536
-TURN_MESSAGES = 64
-"""Of one client, handled before the others get their turn."""
-FLOOD_PAUSE_S = 0.005
-"""After a whole turn that brought no job: a client that floods the daemon with requests it refuses is read more slowly,
-12 800 a second, and the models keep their cores."""
-LINGER_S = 2.0
-"""How long a client may go on sending after its stream became unreadable."""
 
+class Connection(Conversation):
+    """What clients ask of the kernel, and its answers."""
 
-@dataclass(frozen=True)
-class Peer:
-    """Who is at the other end."""
-
-    sock: trio.socket.SocketType | None
-    """None in tests with memory streams."""
-
-    @property
-    def is_tcp(self) -> bool:
-        return self.sock is not None and self.sock.family != socket.AF_UNIX
-
-    @cached_property
-    def key(self) -> tuple[str, str]:
-        """(user, program), as far as the kernel tells."""
-        if self.sock is None or self.is_tcp or not hasattr(socket, "SO_PEERCRED"):
-            return "tcp" if self.is_tcp else "local", "unknown"
-        pid, uid, _ = struct.unpack("3i", self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-        try:
-            program = os.readlink(f"/proc/{pid}/exe")
-        except OSError:
-            program = "unknown"
-        return str(uid), program
-
-    async def hung_up(self, *, at_end_of_file: bool) -> None:
-        """Wait until the client has gone altogether. One that has only shut down its sending side still reads, on a
-        Unix socket; on TCP the two look alike, and end of file is gone."""
-        if self.sock is None or self.is_tcp or not hasattr(select, "epoll"):
-            if at_end_of_file:
-                return
-            await trio.sleep_forever()
-        try:
-            watch = select.epoll()
-        except OSError as error:  # no open file is left: the first write to a client that has gone will tell
-            log.warning("cannot watch for a hang-up error=%s", error.strerror)
-            await trio.sleep_forever()
-        with watch:
-            watch.register(self.sock, 0)  # no event asked for: EPOLLHUP always comes
-            await trio.lowlevel.wait_readable(watch.fileno())
-
-
-class Connection:
     def __init__(self, stream: trio.abc.Stream, peer: Peer, desk: Desk, senders: Senders) -> None:
-        self._stream = stream
-        self._peer = peer
+        super().__init__(stream, peer, desk.config, desk.cork)
         self._desk = desk
         self._senders = senders
-        self._config: ServeConfig = desk.config
-        fd = None if peer.sock is None else peer.sock.fileno()
-        self._outbox = Outbox(stream, fd, desk.cork, self._config.write_stall_s)
         self._routes: dict[Job, _InlineRoute] = {}
-        self._all_answered = trio.Event()
-        self._reading = trio.CancelScope()
-        self._accepted = False
-        """Whether the turn brought a job."""
         self._pending = 0
         """Control operations that are answered later."""
 
-    async def run(self) -> None:
-        """Started by: the listener. Ends when: the client is gone, or has said all and got its answers. Cancelled
-        by: the kernel's end. Never raises for anything that a client does."""
-        try:
-            # A nursery for the reader and the writer: a client that is slow to read does not stop us from reading.
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._write)
-                with self._reading:
-                    await self._serve()
-                self._outbox.close()
-        except* (trio.BrokenResourceError, trio.ClosedResourceError):
-            log.debug("client went away")
-        except* Exception:
-            log.exception("a connection failed")
-        finally:
-            self._outbox.abandon()
-            self._abandon_jobs()
+    def is_due(self) -> bool:
+        return bool(self._routes or self._pending)
 
-    def hang_up(self) -> None:
-        """Read no more; send what is there and close."""
-        self._reading.cancel()
-
-    def push(self, message: bytes) -> None:
-        self._outbox.push(message)
-
-    @property
-    def congested(self) -> bool:
-        return self._outbox.congested
-
-    async def _serve(self) -> None:
-        """Read to the end, then stay for the answers that are still due."""
-        lost: GranvilleError | None = None
-        try:
-            await self._read()
-        except (FramingLost, TooLarge) as error:
-            lost = error
-            self._refuse(None, error)
-        # Whichever comes first: the last answer, or the client's end.
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._wait_until_hung_up, nursery.cancel_scope, lost is None)
-            if lost is not None:
-                await self._discard()
-            while self._routes or self._pending:
-                self._all_answered = trio.Event()
-                await self._all_answered.wait()
-            nursery.cancel_scope.cancel()
-
-    async def _wait_until_hung_up(self, scope: trio.CancelScope, at_end_of_file: bool) -> None:
-        """Started by: `_serve`, when reading is over. Ends when: the client has gone. Cancelled by: the last answer."""
-        await self._peer.hung_up(at_end_of_file=at_end_of_file)
-        self._abandon_jobs()
-        scope.cancel()
-
-    async def _discard(self) -> None:
-        """Take what a client still sends after its stream became unreadable, so that it gets to read why."""
-        with trio.move_on_after(LINGER_S):
-            while await self._stream.receive_some(READ_BYTES):
-                pass
-
-    def _abandon_jobs(self) -> None:
+    def abandon(self) -> None:
         for job in list(self._routes):
             self._desk.abandon(job)
 
-    async def _read(self) -> None:
-        """Until end of file. Raises FramingLost or TooLarge when nothing more can be read."""
-        reader = FrameReader(self._config.max_request_bytes)
-        part_since = 0.0
-        while True:
-            if reader.pending:
-                with trio.move_on_at(part_since + self._config.part_message_s) as scope:
-                    data = await self._stream.receive_some(READ_BYTES)
-                if scope.cancelled_caught:
-                    raise FramingLost(
-                        f"a message was begun and not finished within {self._config.part_message_s:g} s; "
-                        f"{reader.pending} bytes of it came"
-                    )
-            else:
-                data = await self._stream.receive_some(READ_BYTES)
-                part_since = trio.current_time()
-            if not data:
-                reader.close()
-                return
-            values = reader.feed(data)
-            handled = TURN_MESSAGES
-            while handled == TURN_MESSAGES:
-                handled = self._take_turn(values, reader)
-                if handled:
-                    part_since = trio.current_time()
-                if self.congested:
-                    await self._outbox.room()
-                    part_since = trio.current_time()  # while we did not read, the client could not finish its message
-                elif handled == TURN_MESSAGES:
-                    await trio.sleep(0 if self._accepted else FLOOD_PAUSE_S)
+    def release(self) -> None:
+        for route in list(self._routes.values()):
+            if not self.congested:
+                route.release()
 
-    def _take_turn(self, values: Iterator[object], reader: FrameReader) -> int:
-        """Handle the next messages, and say how many: one read can bring tens of thousands of small ones, and the
-        other clients are not to wait for all of them."""
-        handled = 0
-        self._accepted = False
-        with self._desk.cork:
-            for value in islice(values, TURN_MESSAGES):
-                self._handle(value, reader.last_bytes)
-                handled += 1
-        return handled
-
-    async def _write(self) -> None:
-        """Started by: `run`. Ends when: reading has ended and everything is sent. Cancelled by: a client that is
-        gone, or takes nothing for `write_stall_s`, which counts as gone."""
-        while await self._outbox.drain():
-            for route in list(self._routes.values()):
-                if not self.congested:
-                    route.release()
-
-    def _handle(self, value: object, size: int) -> None:
+    def handle(self, value: object, size: int) -> None:
         """One message, answered at once or made a job."""
         try:
             message, unknown = parse_message(value)
         except BadRequest as error:
-            self._refuse(error.id, error, error.rid)
+            self.refuse(error.id, error, error.rid)
             return
         self._desk.counters.unknown_fields += unknown
         rid = message.rid if isinstance(message, Control) else None
@@ -233,12 +70,12 @@ class Connection:
             else:
                 self._accept(message, size)
         except GranvilleError as error:
-            self._refuse(message.id, error)
+            self.refuse(message.id, error)
         except Exception:
             log.exception("a request failed")
-            self._refuse(message.id, Internal("the daemon failed on this request"), rid)
+            self.refuse(message.id, Internal("the daemon failed on this request"), rid)
 
-    def _refuse(self, id: str | None, error: GranvilleError, rid: str | int | None = None) -> None:
+    def refuse(self, id: str | None, error: GranvilleError, rid: str | int | None = None) -> None:
         self._desk.counters.rejected += 1
         self.push(encode(error_reply(id, error, rid)))
 
@@ -247,7 +84,7 @@ class Connection:
             pool = self._desk.pool
             assert pool is not None
             if self._peer.is_tcp:  # whoever has an account here can reach it, and a path is a file of this user
-                self._refuse(message.id, Unsupported("op: load and unload are for the Unix socket"), message.rid)
+                self.refuse(message.id, Unsupported("op: load and unload are for the Unix socket"), message.rid)
                 return
             self._pending += 1
             pool.ask(message, partial(self._answer_late, message))
@@ -266,7 +103,7 @@ class Connection:
             self.push(encode(error_reply(message.id, outcome, message.rid)))
         else:
             self.push(encode(outcome if message.rid is None else {**outcome, "rid": message.rid}))
-        self._all_answered.set()
+        self.settled()
 
     def _accept(self, request: Request, size: int) -> None:
         route: Route
@@ -318,7 +155,7 @@ class Connection:
 
     def unfollow(self, job: Job | None) -> None:
         if job is not None and self._routes.pop(job, None) is not None and not self._routes:
-            self._all_answered.set()
+            self.settled()
 
 
 TOO_SLOW = Cancelled("the reader is too slow: its unread answer grew over the bound")
@@ -342,7 +179,7 @@ class _InlineRoute:
             return
         self._held.append(text)
         self._held_chars += len(text)
-        if self._held_chars > self._connection._config.max_outbox_bytes and self.job is not None:
+        if self._held_chars > self._connection._bounds.max_outbox_bytes and self.job is not None:
             self._connection._desk.end(self.job, TOO_SLOW)
 
     def release(self) -> None:

@@ -15,10 +15,10 @@ import trio
 
 from granville import __version__
 from granville.config import ServeConfig
+from granville.doors.outbox import Cork
 from granville.errors import Cancelled, DeadlineExceeded, GranvilleError, NoModel, ShuttingDown
 from granville.nursery.channel import Channel
 from granville.nursery.inference import Inference
-from granville.nursery.outbox import Cork
 from granville.nursery.ranking import Ranking
 from granville.nursery.rescue import Rescue
 from granville.nursery.tasks import spoken

@@ -11,15 +11,18 @@ from typing import Any
 import trio
 
 from granville.config import ServeConfig
+from granville.doors.listener import Listener
+from granville.doors.peer import Peer
+from granville.doors.senders import Senders
+from granville.doors.sockets import tcp_listener, unix_listener
+from granville.doors.transport import http_transport
+from granville.doors.web import http_socket, serve_http
 from granville.errors import ShuttingDown
 from granville.journal.transcripts import open_transcripts
-from granville.nursery.callbacks import Senders
+from granville.nursery.connection import Connection
 from granville.nursery.desk import Desk
-from granville.nursery.listener import Listener, tcp_listener, unix_listener
 from granville.nursery.pool import ModelPlan, Planner, Pool
-from granville.nursery.transport import http_transport
 from granville.nursery.watchdog import watch
-from granville.nursery.web import http_socket, serve_http
 from granville.scheduling.roster import Roster
 
 log = logging.getLogger(__name__)
@@ -81,7 +84,11 @@ async def run_kernel(
                 async with trio.open_nursery() as front:
                     front.start_soon(watch, desk)
                     front.start_soon(desk.ranking.run)
-                    listener = Listener(desk, senders)
+
+                    def greet(stream: trio.SocketStream, peer: Peer) -> Connection:
+                        return Connection(stream, peer, desk, senders)
+
+                    listener = Listener(config, desk.counters, greet)
                     await front.start(listener.run, listeners)
                     if make_app is not None and web_socket is not None:
                         await front.start(serve_http, make_app(desk), web_socket)

@@ -17,12 +17,13 @@ import trio
 import trio.testing
 
 from granville.config import ServeConfig
+from granville.doors.peer import Peer
+from granville.doors.senders import Senders
+from granville.doors.transport import HttpxTransport
 from granville.hosting.interface import ModelSpec
-from granville.nursery.callbacks import Senders
-from granville.nursery.connection import Connection, Peer
+from granville.nursery.connection import Connection
 from granville.nursery.desk import Desk
 from granville.nursery.pool import ModelPlan, Order, Pool
-from granville.nursery.transport import HttpxTransport
 from granville.scheduling.memory import ModelMemory
 from granville.scheduling.roster import ModelEntry, Roster
 from granville.testing.fake import FakeDriver, FakePlan, TrioStepper

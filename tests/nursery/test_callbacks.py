@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import trio
 
-from granville.nursery.transport import HttpxTransport
+from granville.doors.transport import HttpxTransport
 from granville.testing.kernel import request, running_kernel
 from granville.wire.framing import FrameReader
 

@@ -10,9 +10,9 @@ import pytest
 import trio
 
 from granville.config import ServeConfig
+from granville.doors.sockets import unix_listener
 from granville.hosting.interface import ModelSpec
 from granville.nursery.kernel import FLUSH_S, Serving, run_kernel
-from granville.nursery.listener import unix_listener
 from granville.nursery.pool import ModelPlan
 from granville.scheduling.roster import ModelEntry
 from granville.testing.fake import FakeDriver, FakePlan, TrioStepper

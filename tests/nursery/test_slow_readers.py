@@ -5,8 +5,9 @@ from __future__ import annotations
 import trio
 import trio.testing
 
-from granville.nursery import outbox
-from granville.nursery.connection import Connection, Peer
+from granville.doors import outbox
+from granville.doors.peer import Peer
+from granville.nursery.connection import Connection
 from granville.testing.kernel import Client, Kernel, request, running_kernel
 
 

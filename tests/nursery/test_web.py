@@ -13,9 +13,9 @@ import pytest
 import trio
 
 from granville.config import ServeConfig
+from granville.doors import web
 from granville.hosting.interface import ModelSpec
 from granville.http.app import make_app
-from granville.nursery import web
 from granville.nursery.kernel import Serving, run_kernel
 from granville.nursery.pool import ModelPlan
 from granville.scheduling.roster import ModelEntry

@@ -12,9 +12,9 @@ import msgpack
 import trio
 import trio.testing
 
-from granville.nursery.address import Address
-from granville.nursery.callbacks import Senders
-from granville.nursery.connection import Peer
+from granville.doors.address import Address
+from granville.doors.peer import Peer
+from granville.doors.senders import Senders
 from granville.wire.framing import FrameReader
 from tests.sim.scenario import Kind, Scenario
 
@@ -287,7 +287,7 @@ class Post(Senders):
     """The callbacks of all people: boxes behind addresses, some of them shut for a while, or for ever, or stuck."""
 
     def __init__(self, scenario: Scenario, world: World, senders: Senders) -> None:
-        super().__init__(senders.config, senders.counters, senders.nursery, senders._transport)
+        super().__init__(senders.bounds, senders.tally, senders.nursery, senders._transport)
         self._world = world
         self._rng = Random(f"{scenario.seed} post")
         self._opens_at = [0.0, 0.0, 0.0, self._rng.uniform(0, 40), float("inf")]

@@ -314,7 +314,7 @@ def simulate(scenario: Scenario) -> World:
     clock = trio.testing.MockClock(autojump_threshold=0)
     with ExitStack() as stack:
         stack.enter_context(patch.object(trio_run, "_ALLOW_DETERMINISTIC_SCHEDULING", True))
-        stack.enter_context(patch("granville.nursery.outbox.HIGH_WATER_BYTES", scenario.high_water_bytes))
+        stack.enter_context(patch("granville.doors.outbox.HIGH_WATER_BYTES", scenario.high_water_bytes))
         stack.enter_context(patch("granville.scheduling.memory.REQUEST_FLOOR_BYTES", 0))
         Violation.first = None
         try:

@@ -40,7 +40,7 @@ def http_socket(port: int) -> socket.socket:
 async def serve_http(
     app: Any, sock: socket.socket, *, task_status: trio.TaskStatus[Any] = trio.TASK_STATUS_IGNORED
 ) -> None:
-    """Started by: the kernel. Ends when: cancelled. Cancelled by: the kernel's end."""
+    """Started by: the daemon. Ends when: cancelled. Cancelled by: the daemon's end."""
     import hypercorn
     from hypercorn.app_wrappers import ASGIWrapper
     from hypercorn.trio.tcp_server import TCPServer
@@ -55,7 +55,7 @@ async def serve_http(
     room = trio.CapacityLimiter(MAX_CONNECTIONS)
 
     async def converse(stream: trio.SocketStream) -> None:
-        """Started by: an accepted connection. Ends when: the connection does. Cancelled by: the kernel's end."""
+        """Started by: an accepted connection. Ends when: the connection does. Cancelled by: the daemon's end."""
         try:
             room.acquire_nowait()
         except trio.WouldBlock:

@@ -1,4 +1,4 @@
-"""The daemon's front door: a Unix socket that only one daemon can hold, and loopback TCP when asked for."""
+"""Listening sockets: a Unix socket that only one daemon can hold, and loopback TCP when asked for."""
 
 from __future__ import annotations
 
@@ -13,11 +13,7 @@ from contextlib import contextmanager
 
 import trio
 
-from granville.errors import QueueFull, StartupError
-from granville.nursery.callbacks import Senders
-from granville.nursery.connection import Connection, Peer
-from granville.nursery.desk import Desk
-from granville.wire.messages import encode, error_reply
+from granville.errors import StartupError
 
 log = logging.getLogger(__name__)
 
@@ -63,69 +59,6 @@ def tcp_listener(host: str, port: int) -> trio.SocketListener:
         sock.close()
         raise StartupError(f"--tcp {host}:{port}: {error.strerror}") from None
     return trio.SocketListener(trio.socket.from_stdlib_socket(sock))
-
-
-class Listener:
-    """Accepts connections, a bounded number at once."""
-
-    def __init__(self, desk: Desk, senders: Senders) -> None:
-        self._desk = desk
-        self._senders = senders
-        self._open: set[Connection] = set()
-        self._one_closed = trio.Event()
-        self._accepting = trio.CancelScope()
-
-    async def run(
-        self,
-        listeners: list[trio.SocketListener],
-        *,
-        task_status: trio.TaskStatus[object] = trio.TASK_STATUS_IGNORED,
-    ) -> None:
-        """Started by: the kernel. Ends when: `hang_up` was called and all have gone. Cancelled by: the kernel's end."""
-        # A nursery for the connections, which are let go after the doors have closed.
-        async with trio.open_nursery() as connections:
-            with self._accepting:
-                await trio.serve_listeners(
-                    self._handle, listeners, handler_nursery=connections, task_status=task_status
-                )
-
-    def hang_up(self) -> None:
-        """Let nobody in any more; send every client what is due to it and close."""
-        self._accepting.cancel()
-        for connection in self._open:
-            connection.hang_up()
-
-    async def all_closed(self) -> None:
-        while self._open:
-            self._one_closed = trio.Event()
-            await self._one_closed.wait()
-
-    async def _handle(self, stream: trio.SocketStream) -> None:
-        """Started by: an accepted connection. Ends when: the connection does. Cancelled by: the kernel's end."""
-        limit = self._desk.config.max_connections
-        if len(self._open) >= limit:
-            await self._turn_away(stream, limit)
-            return
-        connection = Connection(stream, Peer(stream.socket), self._desk, self._senders)
-        self._open.add(connection)
-        self._desk.counters.connections = len(self._open)
-        if self._accepting.cancel_called:  # it came in the very moment of `hang_up`
-            connection.hang_up()
-        try:
-            await connection.run()
-        finally:
-            self._open.discard(connection)
-            self._one_closed.set()
-            self._desk.counters.connections = len(self._open)
-
-    async def _turn_away(self, stream: trio.SocketStream, limit: int) -> None:
-        self._desk.counters.rejected += 1
-        refusal = QueueFull(f"{limit} connections are open and there may be no more", retry_after_ms=1000)
-        with trio.move_on_after(1):
-            try:
-                await stream.send_all(encode(error_reply(None, refusal)))
-            except trio.BrokenResourceError:
-                return
 
 
 @contextmanager
