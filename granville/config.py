@@ -13,6 +13,9 @@ from granville.errors import StartupError
 DEFAULT_SOCKET = "/tmp/granville.sock"
 DEFAULT_HTTP_PORT = 8080
 DEFAULT_TCP_PORT = 9000
+DEFAULT_CRUCIBLE_SOCKET = "/tmp/crucible.sock"
+DEFAULT_CRUCIBLE_HTTP_PORT = 8081
+DEFAULT_CRUCIBLE_TCP_PORT = 9001
 DEFAULT_MODEL = "smollm2"
 DEFAULT_DRIVER = "granville-llama"
 DEFAULT_SLOTS = 8

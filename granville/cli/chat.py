@@ -11,8 +11,8 @@ from typing import Annotated
 import trio
 from cyclopts import Parameter
 
-from granville.cli.main import describe
 from granville.cli.options import DropOldest, ModelId, Socket, Temperature, make_request
+from granville.cli.program import describe
 from granville.cli.terminal import cancel_on_interrupt, note, note_if_cut_off, show_answer
 from granville.client import ChatMessage, Request, Result, connect
 from granville.client.address import DEFAULT_ADDRESS

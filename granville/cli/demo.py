@@ -18,9 +18,9 @@ from rich.table import Table
 from rich.text import Text
 
 from granville.cli.exits import INTERRUPTED
-from granville.cli.main import describe, guarded
 from granville.cli.options import make_request
 from granville.cli.private import private_daemon
+from granville.cli.program import describe, guarded
 from granville.cli.status import make_console, print_status
 from granville.cli.terminal import cancel_on_interrupt, printable
 from granville.cli.tune import candidate_table, summary, tune_file

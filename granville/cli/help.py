@@ -2,21 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-
-from granville.cli.exits import EXITS
+from granville.cli.commands import Command, command_table, status_table
 from granville.config import DEFAULT_HTTP_PORT, DEFAULT_SOCKET
-
-
-@dataclass(frozen=True, slots=True)
-class Command:
-    name: str
-    arguments: str
-    summary: str
-    function: str = ""
-    """`module:function`, imported when the command is called; empty for what `main` answers itself."""
-
 
 COMMANDS = (
     Command("serve", "MODEL...", "Start the daemon with one model or several.", "granville.cli.serve:serve"),
@@ -69,14 +56,6 @@ COMMANDS = (
 
 def page() -> str:
     """The whole page, as text."""
-    commands = _table((f"{command.name} {command.arguments}".rstrip(), command.summary) for command in COMMANDS)
-    statuses = _table(
-        (
-            str(exit.status),
-            f"{exit.meaning}: {', '.join(e.error for e in exit.errors)}" if exit.errors else exit.meaning,
-        )
-        for exit in EXITS
-    )
     return f"""\
 Granville: one daemon that owns the models on a machine and serves every program there.
 
@@ -85,7 +64,7 @@ USAGE
   granville COMMAND --help          the options of a command
 
 COMMANDS
-{commands}
+{command_table(COMMANDS)}
 
 EXAMPLES
   granville serve smollm2           fetch the small default model once, and serve it
@@ -109,11 +88,5 @@ ENVIRONMENT
   HF_TOKEN, HF_ENDPOINT the token for a model hub, and the hub (https://huggingface.co)
 
 EXIT STATUS
-{statuses}
+{status_table()}
 """
-
-
-def _table(rows: Iterable[tuple[str, str]]) -> str:
-    rows = list(rows)
-    width = max(len(left) for left, _ in rows)
-    return "\n".join(f"  {left:<{width}}  {right}" for left, right in rows)

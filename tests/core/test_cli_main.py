@@ -13,8 +13,10 @@ import pytest
 
 from granville import __version__
 from granville.cli import exits
-from granville.cli.help import COMMANDS, Command
-from granville.cli.main import guarded, main
+from granville.cli.commands import Command
+from granville.cli.help import COMMANDS
+from granville.cli.main import main
+from granville.cli.program import guarded
 from granville.errors import (
     WIRE_ERRORS,
     ConnectionLost,

@@ -1,0 +1,1 @@
+"""The `crucible` command line: one module a command, loaded when it is called."""
