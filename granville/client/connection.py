@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 import trio
-from msgspec import UNSET
 
 from granville.client.address import DEFAULT_ADDRESS, dial, new_id
 from granville.client.answer import Answer, Answers
 from granville.client.background import Background
-from granville.client.callback import MAX_REPLY_BYTES, Mailbox
-from granville.errors import ConnectionLost, GranvilleError
-from granville.wire.framing import FrameReader
+from granville.client.callback import Mailbox
+from granville.client.link import Link
+from granville.errors import GranvilleError
 from granville.wire.messages import Control, ControlReply, ErrorReply, Request, Result, encode, parse_reply
 
 log = logging.getLogger(__name__)
 
-OUTBOX_MESSAGES = 64
-"""Messages that wait for the socket; the next sender waits too."""
 GIVE_UP_S = 1.0
 """How long leaving an answer early waits for the daemon to have cancelled its job."""
 CALLBACK_GRACE_S = 5.0
@@ -32,29 +27,13 @@ CALLBACK_GRACE_S = 5.0
 it delivers last."""
 
 
-@dataclass(slots=True)
-class _Question:
-    """A control operation under way."""
-
-    done: trio.Event = field(default_factory=trio.Event)
-    reply: dict[str, Any] | GranvilleError | None = None
-
-    def settle(self, reply: dict[str, Any] | GranvilleError) -> None:
-        self.reply = reply
-        self.done.set()
-
-
-class Client:
+class Client(Link):
     """Made by `connect`. Its methods may be called from many tasks at once; each raises the GranvilleError
     that the daemon answered with, or ConnectionLost."""
 
     def __init__(self, stream: trio.abc.Stream) -> None:
-        self._stream = stream
-        self._outbox, self._unsent = trio.open_memory_channel[bytes](OUTBOX_MESSAGES)
+        super().__init__(stream)
         self._answers = Answers()
-        self._questions: dict[str | int, _Question] = {}
-        self._rids = itertools.count(1)
-        self._lost: GranvilleError | None = None
 
     async def submit(self, request: Request) -> Result:
         """Ask, and wait for the result. Cancelled, it cancels the job at the daemon."""
@@ -85,7 +64,7 @@ class Client:
             if mailbox is not None:
                 request = msgspec.structs.replace(request, callback=mailbox.address)
                 routes.enter_context(mailbox.expect(answer))
-            await self._send(encode(request))
+            await self.send(encode(request))
             try:
                 yield answer
             finally:
@@ -124,17 +103,7 @@ class Client:
         return await self._ask(Control(op="drain"))
 
     async def _ask(self, control: Control) -> dict[str, Any]:
-        rid = next(self._rids)
-        question = self._questions[rid] = _Question()
-        try:
-            await self._send(encode(msgspec.structs.replace(control, rid=rid)))
-            await question.done.wait()
-        finally:
-            del self._questions[rid]
-        if isinstance(question.reply, GranvilleError):
-            raise question.reply
-        assert question.reply is not None
-        return question.reply
+        return await self.ask(msgspec.to_builtins(control))
 
     async def _give_up(self, id: str) -> None:
         with trio.move_on_after(GIVE_UP_S, shield=True):
@@ -144,76 +113,22 @@ class Client:
                 # The job has just ended, or nobody is there who runs it.
                 log.debug("nothing to cancel id=%s reason=%r", id, error)
 
-    async def _send(self, message: bytes) -> None:
-        try:
-            if self._lost is not None:
-                raise self._lost
-            await self._outbox.send(message)
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            raise self._lost or ConnectionLost("the daemon closed the connection") from None
-
-    async def _write(self) -> None:
-        """Everything that is sent, one whole message after another: a cancelled sender cannot cut one.
-
-        Started by: `connect`. Ends when: the connection breaks, of which the reader tells.
-        Cancelled by: the end of `connect`'s body.
-        """
-        with self._unsent:
-            async for message in self._unsent:
-                try:
-                    await self._stream.send_all(message)
-                except trio.BrokenResourceError:
-                    return
-
-    async def _read(self) -> None:
-        """Everything that is received, given to whoever waits for it.
-
-        Started by: `connect`. Ends when: the daemon closes, or sends what is no message.
-        Cancelled by: the end of `connect`'s body.
-        """
-        lost: GranvilleError = ConnectionLost("this client has been closed")
-        frames = FrameReader(max_message_bytes=MAX_REPLY_BYTES)
-        try:
-            async for data in self._stream:
-                for value in frames.feed(data):
-                    self._dispatch(value)
-            frames.close()
-            lost = ConnectionLost("the daemon closed the connection before it had answered")
-        except trio.BrokenResourceError as error:
-            lost = ConnectionLost(f"the connection to the daemon broke: {error.__cause__ or error}")
-        except GranvilleError as error:
-            lost = error
-        finally:
-            self._lose(lost)
-        await trio.sleep(CALLBACK_GRACE_S)
-        for answer in self._answers:
-            answer.fail(lost)
-
-    def _dispatch(self, value: object) -> None:
+    def dispatch(self, value: object) -> None:
         message = parse_reply(value)
         if isinstance(message, ControlReply):
-            question = self._questions.get(message.fields.pop("rid", 0))
-            if question is not None:
-                question.settle(message.fields)
-        elif isinstance(message, ErrorReply) and message.rid is not UNSET:
-            question = self._questions.get(message.rid)
-            if question is not None:
-                question.settle(message.exception())
-        elif message.id is None:
-            # Said of the connection as a whole, and the last word on it: the daemon reads no further.
-            raise message.exception()
-        else:
+            self.settle(message.fields.pop("rid", 0), message.fields)
+        elif not (isinstance(message, ErrorReply) and self.settle_error(message)):
             self._answers.dispatch(message)
 
-    def _lose(self, lost: GranvilleError) -> None:
-        """Nothing more will come here: tell everyone who waits for it."""
-        self._lost = lost
-        self._outbox.close()
-        for question in self._questions.values():
-            question.settle(lost)
+    def drop(self, lost: GranvilleError) -> None:
         for answer in self._answers:
             if not (answer.by_callback and answer.is_accepted):
                 answer.fail(lost)
+
+    async def wind_up(self, lost: GranvilleError) -> None:
+        await trio.sleep(CALLBACK_GRACE_S)
+        for answer in self._answers:
+            answer.fail(lost)
 
 
 @asynccontextmanager
@@ -232,6 +147,6 @@ async def serve_client(stream: trio.abc.Stream) -> AsyncIterator[Client]:
     """A client on any stream, a memory stream in a test for one; the stream is closed at the end."""
     client = Client(stream)
     async with stream, Background() as nursery:
-        nursery.start_soon(client._read)
-        nursery.start_soon(client._write)
+        nursery.start_soon(client.read)
+        nursery.start_soon(client.write)
         yield client

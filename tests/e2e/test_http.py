@@ -77,6 +77,13 @@ def test_only_under_its_own_name(daemon: Daemon) -> None:
         assert daemon.get("/status", Host=host)[0] == 400
 
 
+def test_a_page_from_elsewhere_is_refused(daemon: Daemon) -> None:
+    port = http_port(daemon)
+    assert daemon.get("/status", Origin=f"http://127.0.0.1:{port}")[0] == 200
+    for origin in ("http://evil.example", f"http://127.0.0.1:{port + 1}", f"https://127.0.0.1:{port}", "null"):
+        assert daemon.get("/status", Origin=origin)[0] == 403
+
+
 def test_only_loopback_is_bound(daemon: Daemon) -> None:
     """127.0.0.2 leads to this machine too: what listens on every address answers there."""
     for port in (http_port(daemon), int(daemon.ready["tcp"].rpartition(":")[2])):
