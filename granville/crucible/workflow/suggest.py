@@ -1,0 +1,19 @@
+"""Did you mean: what a wrong name may have been."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+MAX_LISTED = 8
+
+
+def did_you_mean(name: str, known: Iterable[str], *, none: str = "there are none") -> str:
+    """The end of a sentence about an unknown name: the nearest of those that there are, else all of them."""
+    names = sorted(set(known))
+    near = difflib.get_close_matches(name[:200], names, n=2, cutoff=0.6)
+    if near:
+        return f"did you mean {' or '.join(near)}?"
+    if not names:
+        return none
+    return f"known: {', '.join(names[:MAX_LISTED])}{', …' if len(names) > MAX_LISTED else ''}"
