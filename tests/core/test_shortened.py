@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from granville.hosting.interface import ANSWER_SHARE, KEPT_SHARE, Message, shortened
+from granville.hosting.interface import Message, shortened
+from granville.hosting.shortening import ANSWER_SHARE, KEPT_SHARE
 from granville.scheduling.sessions import without_oldest
 
 CONTEXT = 100
