@@ -66,6 +66,8 @@ class ServeConfig:
     """Callback connections at once."""
     max_connections: int = 4096
     max_request_bytes: int = 1 << 20
+    max_sound_request_bytes: int = 32 << 20
+    """The same while a model is served that takes recordings."""
     part_message_s: float = 30.0
     """A message that has begun must be whole within this."""
     max_outbox_bytes: int = 4 << 20
@@ -107,6 +109,7 @@ class ServeConfig:
             ("--max-connections", self.max_connections, 1),
             ("--max-senders", self.max_senders, 1),
             ("--max-request-bytes", self.max_request_bytes, 1024),
+            ("--max-request-bytes", self.max_sound_request_bytes, 1024),
             ("--memory", 1 if self.memory_bytes is None else self.memory_bytes, 1),
             ("--kv-ram", self.kv_ram_bytes, 0),
             ("--kv-disk", self.kv_disk_bytes, 0),

@@ -109,7 +109,9 @@ def serve(
     ] = ServeConfig.delivery_ttl_s,
     max_senders: Annotated[int, Parameter(help="Callback connections at once.")] = ServeConfig.max_senders,
     max_connections: Annotated[int, Parameter(help="Client connections at once.")] = ServeConfig.max_connections,
-    max_request_bytes: Annotated[int, Parameter(help="Largest message accepted.")] = ServeConfig.max_request_bytes,
+    max_request_bytes: Annotated[
+        int | None, Parameter(help="Largest message accepted; 1 MiB unless given, 32 while a model takes recordings.")
+    ] = None,
     callback_transport: Annotated[
         str, Parameter(help="What posts to http:// callbacks: httpx or asks.")
     ] = ServeConfig.callback_transport,
@@ -193,7 +195,8 @@ def serve(
         delivery_ttl_s=delivery_ttl,
         max_senders=max_senders,
         max_connections=max_connections,
-        max_request_bytes=max_request_bytes,
+        max_request_bytes=_first(max_request_bytes, None, ServeConfig.max_request_bytes),
+        max_sound_request_bytes=_first(max_request_bytes, None, ServeConfig.max_sound_request_bytes),
         callback_transport=callback_transport,
         strategy=strategy,
         rank_ms=rank_ms,

@@ -15,13 +15,11 @@ import trio
 from granville.client.answer import Answer, Answers
 from granville.client.background import Background
 from granville.errors import GranvilleError, StartupError
-from granville.wire.framing import FrameReader
+from granville.wire.framing import MAX_REPLY_BYTES, FrameReader
 from granville.wire.messages import Ack, ControlReply, parse_reply
 
 log = logging.getLogger(__name__)
 
-MAX_REPLY_BYTES = 64 << 20
-"""One message from the daemon; audio is the largest."""
 BACKLOG = 128
 
 

@@ -12,9 +12,8 @@ import msgspec
 import trio
 from msgspec import UNSET
 
-from granville.client.callback import MAX_REPLY_BYTES
 from granville.errors import ConnectionLost, GranvilleError
-from granville.wire.framing import FrameReader
+from granville.wire.framing import MAX_REPLY_BYTES, FrameReader
 from granville.wire.messages import ErrorReply
 
 log = logging.getLogger(__name__)

@@ -67,6 +67,10 @@ class Conversation(ABC):
     def release(self) -> None:
         """There is room again: push what was held back while `congested`, until it is so once more."""
 
+    def max_message_bytes(self) -> int:
+        """Of a message that begins now."""
+        return self._bounds.max_request_bytes
+
     async def run(self) -> None:
         """Started by: the listener. Ends when: the client is gone, or has said all and got its answers. Cancelled
         by: the daemon's end. Never raises for anything that a client does."""
@@ -132,7 +136,7 @@ class Conversation(ABC):
 
     async def _read(self) -> None:
         """Until end of file. Raises FramingLost or TooLarge when nothing more can be read."""
-        reader = FrameReader(self._bounds.max_request_bytes)
+        reader = FrameReader(self.max_message_bytes())
         part_since = 0.0
         while True:
             if reader.pending:
@@ -149,6 +153,7 @@ class Conversation(ABC):
             if not data:
                 reader.close()
                 return
+            reader.allow(self.max_message_bytes())
             values = reader.feed(data)
             handled = TURN_MESSAGES
             while handled == TURN_MESSAGES:

@@ -27,11 +27,27 @@ class Peer:
         return self.sock is not None and self.sock.family != socket.AF_UNIX
 
     @cached_property
+    def uid(self) -> int:
+        """Of the user at the other end of a Unix socket. Where the system does not tell, it is our own: nobody else can
+        open the socket."""
+        credentials = self._credentials
+        return os.getuid() if credentials is None else credentials[1]
+
+    @property
+    def _credentials(self) -> tuple[int, int] | None:
+        """(process, user); None where the system does not tell."""
+        if self.sock is None or self.is_tcp or not hasattr(socket, "SO_PEERCRED"):
+            return None
+        pid, uid, _ = struct.unpack("3i", self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        return pid, uid
+
+    @cached_property
     def key(self) -> tuple[str, str]:
         """(user, program), as far as the kernel tells."""
-        if self.sock is None or self.is_tcp or not hasattr(socket, "SO_PEERCRED"):
+        credentials = self._credentials
+        if credentials is None:
             return "tcp" if self.is_tcp else "local", "unknown"
-        pid, uid, _ = struct.unpack("3i", self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        pid, uid = credentials
         try:
             program = os.readlink(f"/proc/{pid}/exe")
         except OSError:

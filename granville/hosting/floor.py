@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
-from granville.hosting.interface import DriverError, Event, Failed, Finished, Model, Output, Parked, Task, Token
+from granville.hosting.interface import Audio, DriverError, Event, Failed, Finished, Model, Output, Parked, Task, Token
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ class Floor:
                 self.running.discard(event.id)
                 if isinstance(event, Parked):
                     self.parked.add(event.id)
-            elif not isinstance(event, Token):
+            elif not isinstance(event, Token | Audio):
                 raise DriverError(f"the driver's step returned a {type(event).__name__}, which is no event")
         return events
 

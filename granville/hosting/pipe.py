@@ -16,6 +16,7 @@ from typing import Any, TypeVar, cast
 import msgspec
 
 from granville.hosting.interface import (
+    Audio,
     Capabilities,
     Embed,
     Event,
@@ -28,8 +29,10 @@ from granville.hosting.interface import (
     Parked,
     Rerank,
     Score,
+    Speak,
     Task,
     Token,
+    Transcribe,
     Usage,
 )
 
@@ -134,7 +137,7 @@ class _Output(msgspec.Struct, frozen=True):
     """Output, whose two kinds of list msgspec cannot tell apart by their type."""
 
     id: str
-    value: list[float | list[float]]
+    value: list[float | list[float]] | dict[str, Any]
     usage: Usage
 
 
@@ -157,10 +160,11 @@ _to_driver = msgspec.msgpack.Decoder(ToDriver, dec_hook=_from_plain)
 _to_kernel = msgspec.msgpack.Decoder(ToKernel)
 _events: Mapping[str, msgspec.msgpack.Decoder[Any]] = {
     kind.__name__: msgspec.msgpack.Decoder(_Output if kind is Output else kind)
-    for kind in (Token, Finished, Output, Failed, Parked)
+    for kind in (Token, Audio, Finished, Output, Failed, Parked)
 }
 _tasks: Mapping[str, msgspec.msgpack.Decoder[Any]] = {
-    kind.__name__: msgspec.msgpack.Decoder(kind) for kind in (Generate, Score, Embed, Rerank)
+    kind.__name__: msgspec.msgpack.Decoder(kind, dec_hook=_from_plain)
+    for kind in (Generate, Score, Embed, Rerank, Transcribe, Speak)
 }
 
 

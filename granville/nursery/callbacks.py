@@ -7,7 +7,7 @@ opened when its first message is ready.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import trio
 
@@ -23,7 +23,7 @@ class Route(Protocol):
 
     delivers_at_once: bool
 
-    def delta(self, text: str) -> None: ...
+    def delta(self, delta: str | bytes) -> None: ...
 
     def finish(self, reply: Result | ErrorReply) -> None: ...
 
@@ -44,16 +44,16 @@ class JobDelivery:
         self._reply: Result | ErrorReply | None = None
         self._flushing: trio.CancelScope | None = None
 
-    def delta(self, text: str) -> None:
+    def delta(self, delta: str | bytes) -> None:
         if self.stream:
-            self.route.delta(text)
+            self.route.delta(delta)
 
     def finish(self, reply: Result | ErrorReply) -> None:
         self._reply = reply
         self.route.finish(reply)
         self.ended.set()
 
-    def redirect(self, route: Route, so_far: str) -> None:
+    def redirect(self, route: Route, so_far: str | bytes) -> None:
         """The old route being detached, send by another: the answer `so_far` if it is streamed, then what comes."""
         self.route = route
         if self._flushing is not None:
@@ -93,22 +93,22 @@ class CallbackRoute:
         self._senders = senders
         self._id = id
         self._too_slow = too_slow
-        self._deltas: list[str] = []
-        self._held_chars = 0
+        self._deltas: list[str | bytes] = []
+        self._held_size = 0
         self._lost = False
         self._reply: Result | ErrorReply | None = None
         self._wake = trio.Event()
         self._streamed: trio.Event | None = None
         """Set when the task that sends deltas has ended; None when there is none."""
 
-    def delta(self, text: str) -> None:
+    def delta(self, delta: str | bytes) -> None:
         if self._lost:
             return
-        self._held_chars += len(text)
-        if self._held_chars > self._senders.bounds.max_outbox_bytes:
+        self._held_size += held_size(delta)
+        if self._held_size > self._senders.bounds.max_outbox_bytes:
             self._too_slow()
             return
-        self._deltas.append(text)
+        self._deltas.append(delta)
         self._wake.set()
         if self._streamed is None:
             self._streamed = trio.Event()
@@ -140,12 +140,27 @@ class CallbackRoute:
             while not self._lost and (self._deltas or self._reply is None):
                 await self._wake.wait()
                 self._wake = trio.Event()
-                text = "".join(self._deltas)
+                if not self._deltas:
+                    continue
+                delta = merged(self._deltas)
                 self._deltas.clear()
-                if text and not await self._line.send(encode(Delta(self._id, text))):
+                if not await self._line.send(encode(Delta(self._id, delta))):
                     self._lost = True
-                self._held_chars -= len(text)
+                self._held_size -= held_size(delta)
             if self._lost:
                 await self._line.hang_up()
         finally:
             ended.set()
+
+
+def merged(deltas: list[Any]) -> str | bytes:
+    """One delta of several, which are all text or all bytes."""
+    empty: Any = "" if isinstance(deltas[0], str) else b""
+    joined: str | bytes = empty.join(deltas)
+    return joined
+
+
+def held_size(delta: str | bytes) -> int:
+    """What a delta takes that waits for its reader. Sound is kept whole for the result anyway, under its own bound; a
+    player that reads no faster than it plays may be minutes behind."""
+    return len(delta) if isinstance(delta, str) else 0

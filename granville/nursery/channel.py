@@ -53,9 +53,9 @@ class Channel:
         """Whoever calls this has ended all that has not run: only parked jobs start again."""
         self._paused = True
 
-    def put(self, request: Request, size: int, client: ClientKey, delivery: Delivery) -> Job:
+    def put(self, request: Request, size: int, client: ClientKey, delivery: Delivery, file_bytes: int = 0) -> Job:
         """Queue a request; `dispatch` starts it. Raises what Admission.admit raises."""
-        return self.admission.admit(request, size, client, delivery, trio.current_time())
+        return self.admission.admit(request, size, client, delivery, trio.current_time(), file_bytes)
 
     def dispatch(self) -> None:
         """Give waiting jobs to free slots, best job first, to the least busy model that can take it; then slots of

@@ -14,8 +14,9 @@ from granville.doors.conversation import Conversation
 from granville.doors.peer import Peer
 from granville.doors.senders import Senders
 from granville.errors import BadRequest, Cancelled, GranvilleError, Internal, Unsupported
-from granville.nursery.callbacks import CallbackRoute, JobDelivery, Route, deliver
+from granville.nursery.callbacks import CallbackRoute, JobDelivery, Route, deliver, held_size, merged
 from granville.nursery.desk import Desk
+from granville.nursery.recordings import recording_bytes
 from granville.scheduling.job import ClientKey, Job
 from granville.wire.messages import (
     Ack,
@@ -117,12 +118,23 @@ class Connection(Conversation):
             self._repeat(live, request, route)
             return
         delivery = JobDelivery(route, stream=request.stream)
-        job = self._desk.accept(request, size, self._client(request), delivery)
+        job = self._desk.accept(request, size, self._client(request), delivery, self._file_bytes(request))
         self._accepted = True
         self._follow(job, route)
         self.push(encode(Ack(job.id)))
         self._senders.nursery.start_soon(deliver, self._desk, job, delivery)
         self._desk.channel.dispatch()
+
+    def _file_bytes(self, request: Request) -> int:
+        """Of the file that a request names, 0 for none. Raises BadRequest for one that it may not name."""
+        if request.audio_path is None:
+            return 0
+        if self._peer.is_tcp:  # whoever has an account here can reach it, and a path is a file of this user
+            raise BadRequest("audio_path: a file can be named over the Unix socket alone; give its bytes in `audio`")
+        return recording_bytes(request.audio_path, self._peer.uid)
+
+    def max_message_bytes(self) -> int:
+        return self._desk.max_message_bytes()
 
     def _repeat(self, job: Job, request: Request, route: Route) -> None:
         """The same request again under a live id: the ACK again, and the answer to the newest callback."""
@@ -134,12 +146,12 @@ class Connection(Conversation):
         job.streams |= request.stream
         here = job in self._routes if isinstance(route, _InlineRoute) else _same_callback(delivery.route, route)
         if here:
-            if begins_to_stream and job.text and job.outcome is None:
-                delivery.delta("".join(job.text))
+            if begins_to_stream and job.so_far and job.outcome is None:
+                delivery.delta(job.so_far)
             return
         delivery.route.detach()
         self._follow(job, route)
-        delivery.redirect(route, "".join(job.text))
+        delivery.redirect(route, job.so_far)
 
     def _too_slow(self, id: str) -> None:
         self._desk.end(self._desk.admission.find(id), TOO_SLOW)
@@ -169,25 +181,25 @@ class _InlineRoute:
     def __init__(self, connection: Connection, id: str) -> None:
         self._connection = connection
         self._id = id
-        self._held: list[str] = []
-        self._held_chars = 0
+        self._held: list[str | bytes] = []
+        self._held_size = 0
         self.job: Job | None = None
 
-    def delta(self, text: str) -> None:
+    def delta(self, delta: str | bytes) -> None:
         if not self._held and not self._connection.congested:
-            self._connection.push(encode(Delta(self._id, text)))
+            self._connection.push(encode(Delta(self._id, delta)))
             return
-        self._held.append(text)
-        self._held_chars += len(text)
-        if self._held_chars > self._connection._bounds.max_outbox_bytes and self.job is not None:
+        self._held.append(delta)
+        self._held_size += held_size(delta)
+        if self._held_size > self._connection._bounds.max_outbox_bytes and self.job is not None:
             self._connection._desk.end(self.job, TOO_SLOW)
 
     def release(self) -> None:
         """Send what was held back, as one delta."""
         if self._held:
-            self._connection.push(encode(Delta(self._id, "".join(self._held))))
+            self._connection.push(encode(Delta(self._id, merged(self._held))))
             self._held.clear()
-            self._held_chars = 0
+            self._held_size = 0
 
     def finish(self, reply: Result | ErrorReply) -> None:
         self.release()

@@ -30,6 +30,7 @@ from granville.scheduling.roster import ModelEntry, Roster
 from granville.scheduling.routing import Router
 from granville.scheduling.sessions import MemoryTranscripts, Sessions, Transcripts, Turn
 from granville.wire.messages import Request, Result
+from granville.wire.wav import Sound
 
 if TYPE_CHECKING:
     from granville.nursery.pool import Pool
@@ -95,10 +96,11 @@ class Desk:
         self._undecided = 0
         self._started_at = trio.current_time()
 
-    def accept(self, request: Request, size: int, client: ClientKey, delivery: Delivery) -> Job:
-        """Make a new request of `size` bytes a job; the caller sends the ACK and then lets the channel dispatch.
+    def accept(self, request: Request, size: int, client: ClientKey, delivery: Delivery, file_bytes: int = 0) -> Job:
+        """Make a new request of `size` bytes, and the `file_bytes` of a file that it names, a job; the caller sends the
+        ACK and then lets the channel dispatch.
         Raises the GranvilleError that the client is to be told."""
-        job = self.channel.put(request, size, client, delivery)
+        job = self.channel.put(request, size, client, delivery, file_bytes)
         self.counters.accepted += 1
         self._undecided += 1
         self._fit_caches()
@@ -112,20 +114,39 @@ class Desk:
             job.text.append(text)
             job.delivery.delta(text)
 
+    def sound(self, job: Job, pcm: bytes, sample_rate: int) -> None:
+        """A piece of a running job's answer that is spoken."""
+        if job.sound is None:
+            job.sound = Sound()
+        try:
+            piece = job.sound.add(pcm, sample_rate)
+        except GranvilleError as error:
+            self.end(job, error)
+            return
+        self.admission.grow(job, len(pcm))
+        job.delivery.delta(piece)
+
+    def max_message_bytes(self) -> int:
+        """Of a request that comes now."""
+        hears = any(entry.type == "stt" and entry.serves for entry in self.roster)
+        return self.config.max_sound_request_bytes if hears else self.config.max_request_bytes
+
     def end(self, job: Job, outcome: Result | GranvilleError) -> None:
         """Decide a job's terminal message, unless that has been done, and free what the job holds."""
         was_running = job.state == "running"
         if not job.decide(outcome):
             return
         self._undecided -= 1
+        speech = job.request.model_type in ("stt", "tts")  # the length of its sound was its cost, tokens say nothing
         if isinstance(outcome, Result):
             self.counters.finished += 1
             usage = outcome.usage
-            self.backlog.settle(job, usage.prompt_tokens + usage.completion_tokens)
+            if not speech:
+                self.backlog.settle(job, usage.prompt_tokens + usage.completion_tokens)
         else:
             self._count(outcome)
             self.channel.withdraw(job)
-            if was_running:
+            if was_running and not speech:
                 written = sum(map(len, job.text))
                 self.backlog.settle(job, job.cost - job.request.max_tokens + estimated_cost(written, 0))
         answer, dropped_turns = None, 0

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from granville.errors import Internal
+from granville.errors import DriverFailed, Internal
 from granville.hosting.floor import Released, StepEvent
-from granville.hosting.interface import DriverError, Failed, Finished, Message, Model, Output, Token
+from granville.hosting.interface import Audio, DriverError, Failed, Finished, Message, Model, Output, Token
 from granville.hosting.isolated import IsolatedModel
 from granville.nursery.scores import Scores
 from granville.nursery.stepper import Stepper
@@ -254,10 +254,10 @@ class Inference:
     def _on_event(self, event: StepEvent) -> None:
         if self._scores.take(event):
             return
-        if isinstance(event, Token):
+        if isinstance(event, Token | Audio):
             job = self._jobs.get(event.id)
             if job is not None:
-                self._desk.token(job, event.text, event.token_ids)
+                self._on_piece(job, event)
             return
         self.entry.running.discard(event.id)
         self._leaving.discard(event.id)
@@ -272,6 +272,14 @@ class Inference:
         else:
             self._parked[event.id] = job
             self._desk.put_back(job)
+
+    def _on_piece(self, job: Job, event: Token | Audio) -> None:
+        if isinstance(event, Audio) is not (job.request.model_type == "tts"):
+            self._desk.end(job, DriverFailed("the driver gave sound where text was asked for, or text where sound was"))
+        elif isinstance(event, Audio):
+            self._desk.sound(job, event.pcm, event.sample_rate)
+        else:
+            self._desk.token(job, event.text, event.token_ids)
 
     def _tell_of_a_free_slot(self) -> None:
         self._left.set()

@@ -61,16 +61,22 @@ class Rescue:
         """Raises DriverFailed when its client has read some of its answer."""
         if _shown(job):
             raise DriverFailed("the driver is another since it was loaded again, and cannot go on with this job")
-        _forget_answer(job)
+        self._forget_answer(job)
 
     def _can_go_on(self, job: Job) -> bool:
         """Whether the model that it ran on takes what it has said. A text that no token stands for cannot be given."""
         roster, id = self._desk.roster, job.model_id
-        return bool(job.token_ids) and id is not None and id in roster and "resume" in roster[id].features
+        return (
+            bool(job.token_ids)
+            and job.sound is None
+            and id is not None
+            and id in roster
+            and "resume" in roster[id].features
+        )
 
     def _wait_again(self, job: Job) -> None:
         if not self._can_go_on(job):
-            _forget_answer(job)
+            self._forget_answer(job)
         job.state, job.model_id, job.started_at = "waiting", None, None
 
     def ended(self, job: Job) -> None:
@@ -132,6 +138,14 @@ class Rescue:
             except GranvilleError as error:
                 self._desk.end(job, error)
 
+    def _forget_answer(self, job: Job) -> None:
+        """It begins anew. Only what no client has read."""
+        job.text.clear()
+        job.token_ids.clear()
+        if job.sound is not None:
+            self._desk.admission.grow(job, -job.sound.pcm_bytes)
+            job.sound = None
+
     def _stay(self, job: Job, model_id: str) -> None:
         """A job that only the model which began its answer can end: it waits for that to come back."""
         roster = self._desk.roster
@@ -148,16 +162,10 @@ class Rescue:
             self._desk.end(job, NoModel(error.message))
             return
         if target != model_id:
-            _forget_answer(job)
+            self._forget_answer(job)
             self._desk.backlog.rebind(job, target)
 
 
 def _shown(job: Job) -> bool:
     """Whether its client has read some of its answer."""
-    return bool(job.text) and (job.request.stream or job.streams)
-
-
-def _forget_answer(job: Job) -> None:
-    """It begins anew. Only what no client has read."""
-    job.text.clear()
-    job.token_ids.clear()
+    return bool(job.text or job.sound) and (job.request.stream or job.streams)

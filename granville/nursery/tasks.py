@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import msgspec
 from msgspec import UNSET
 
@@ -16,13 +18,22 @@ from granville.hosting.interface import (
     Output,
     Rerank,
     Sampling,
+    Speak,
     Task,
     Tool,
+    Transcribe,
 )
 from granville.scheduling.job import Job
 from granville.scheduling.roster import ModelEntry
 from granville.wire.forms import schema_json
 from granville.wire.messages import Request, Result, Usage, chat_json
+from granville.wire.speech import Heard
+
+IN_WORDS = ("inference", "ranker")
+"""Types of models that end with Finished, the others with Output."""
+TOOL_IDS = {
+    "stt": "__transcript__", "tts": "__audio__", "embedding": "__embedding__", "rerank": "__rerank__",
+}  # fmt: skip
 
 
 def to_task(key: str, job: Job, messages: tuple[Message, ...]) -> Task:
@@ -32,6 +43,11 @@ def to_task(key: str, job: Job, messages: tuple[Message, ...]) -> Task:
         return Embed(key, tuple(request.documents or (request.text or "",)))
     if request.model_type == "rerank":
         return Rerank(key, request.text or "", tuple(request.documents or ()))
+    if request.model_type == "stt":
+        path = None if request.audio_path is None else Path(request.audio_path)
+        return Transcribe(key, request.audio, path, request.language, request.words)
+    if request.model_type == "tts":
+        return Speak(key, request.text or "", request.voice, 1.0 if request.speed is None else request.speed)
     return Generate(
         id=key,
         messages=messages,
@@ -68,17 +84,16 @@ def to_result(job: Job, entry: ModelEntry, event: Finished | Output) -> Result |
     """The result, or DriverFailed when the driver gave something else than it was asked for."""
     used = event.usage
     usage = Usage(used.prompt_tokens, used.cached_tokens, used.completion_tokens, used.dropped_turns or UNSET)
-    gives_value = job.request.model_type in ("embedding", "rerank")
-    if isinstance(event, Output) != gives_value:
+    kind = job.request.model_type
+    if isinstance(event, Output) is (kind in IN_WORDS):
         return DriverFailed("the driver gave a value where text was asked for, or text where a value was")
     if isinstance(event, Output):
-        asked = len(job.request.documents or (job.request.text,))
-        if not isinstance(event.value, list) or len(event.value) != asked:
-            return DriverFailed(f"the driver gave {len(event.value)} values where {asked} were asked for")
-        # One text asks for one vector, a list of them for a list.
-        value = event.value if job.request.model_type == "rerank" or job.request.text is None else event.value[0]
-        tool_id = f"__{job.request.model_type}__"
-        return Result(job.id, entry.id, tool_id, "[]", job.priority.wire, "stop", usage, value)
+        try:
+            value = _output(job, event)
+        except DriverFailed as error:
+            return error
+        text = chat_json("".join(job.text)) if kind == "stt" else "[]"
+        return Result(job.id, entry.id, TOOL_IDS[kind], text, job.priority.wire, "stop", usage, value)
     call = event.call
     return Result(
         id=job.id,
@@ -89,6 +104,25 @@ def to_result(job: Job, entry: ModelEntry, event: Finished | Output) -> Result |
         finish_reason=event.finish_reason,
         usage=usage,
     )
+
+
+def _output(job: Job, event: Output) -> object:
+    """A value as its client gets it. Raises DriverFailed for one that was not asked for."""
+    request, value = job.request, event.value
+    if request.model_type == "tts":
+        if job.sound is None:
+            raise DriverFailed("the driver ended a text that it was to speak without any sound")
+        return job.sound.file()
+    if request.model_type == "stt":
+        try:
+            return msgspec.convert(value, Heard)
+        except msgspec.ValidationError as error:
+            raise DriverFailed(f"the driver's output is no transcript: {error}") from None
+    asked = len(request.documents or (request.text,))
+    if not isinstance(value, list) or len(value) != asked:
+        raise DriverFailed(f"the driver gave {len(value)} values where {asked} were asked for")
+    # One text asks for one vector, a list of them for a list.
+    return value if request.model_type == "rerank" or request.text is None else value[0]
 
 
 def spoken(result: Result) -> str:

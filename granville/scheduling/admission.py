@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from granville.errors import Conflict, QueueFull, ShuttingDown, UnknownJob
 from granville.scheduling.backlog import Backlog
-from granville.scheduling.job import ClientKey, Delivery, Job, estimated_cost
+from granville.scheduling.job import ClientKey, Delivery, Job, expected_cost
 from granville.scheduling.memory import Held, MemoryBudget
 from granville.scheduling.priority import Priority
 from granville.scheduling.roster import Roster
@@ -80,7 +80,7 @@ class Admission:
         self.closed = False
         self._jobs: dict[str, Job] = {}
         self._sizes: dict[str, int] = {}
-        """Bytes of each live job's request."""
+        """Bytes of each live job's request, and of the sound of its answer."""
         self._arrivals = 0
 
     def __len__(self) -> int:
@@ -102,8 +102,11 @@ class Admission:
             raise Conflict(f"id: {request.id!r} is in use by another request; choose a fresh id")
         return job
 
-    def admit(self, request: Request, size: int, client: ClientKey, delivery: Delivery, now: float) -> Job:
-        """Queue a new request of `size` bytes. Raises Conflict, ShuttingDown, UnknownModel, NoModel, Unsupported or
+    def admit(
+        self, request: Request, size: int, client: ClientKey, delivery: Delivery, now: float, file_bytes: int = 0
+    ) -> Job:
+        """Queue a new request of `size` bytes, and the `file_bytes` of a file that it names. Raises Conflict,
+        ShuttingDown, UnknownModel, NoModel, Unsupported or
         QueueFull; after any of these nothing has changed."""
         if request.id in self._jobs:
             raise Conflict(f"id: {request.id!r} is live already")
@@ -131,7 +134,7 @@ class Admission:
             arrival=self._arrivals,
             accepted_at=now,
             deadline=now + timeout_s,
-            cost=estimated_cost(size, request.max_tokens),
+            cost=expected_cost(request, size, file_bytes),
             priority=Priority.of(request.priority),
             delivery=delivery,
             bound_to=None if self.sessions.at_work(request.session_id) else self._binding(request),
@@ -166,6 +169,13 @@ class Admission:
             if holder in self.roster.able(request):
                 return holder.id
         return self.router.choose(request)
+
+    def grow(self, job: Job, more_bytes: int) -> None:
+        """A live job's answer has so many bytes more, or, when it begins anew, less."""
+        if self._jobs.get(job.id) is job:
+            self.held.give_back(self._sizes[job.id])
+            self._sizes[job.id] += more_bytes
+            self.held.take(self._sizes[job.id])
 
     def forget(self, job: Job) -> None:
         """The job's terminal message has been delivered, or its reader is gone: its id is free again."""

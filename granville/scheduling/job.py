@@ -8,6 +8,7 @@ from typing import Literal, Protocol
 from granville.errors import GranvilleError
 from granville.scheduling.priority import Priority
 from granville.wire.messages import ErrorReply, Request, Result, error_reply
+from granville.wire.wav import Sound
 
 State = Literal["waiting", "running", "parked", "delivering"]
 ClientKey = tuple[str, str]
@@ -19,7 +20,7 @@ Lane = tuple[Literal["model", "type"], str]
 class Delivery(Protocol):
     """Where a job's messages go. Both calls return at once."""
 
-    def delta(self, text: str) -> None: ...
+    def delta(self, delta: str | bytes) -> None: ...
 
     def finish(self, reply: Result | ErrorReply) -> None: ...
 
@@ -33,7 +34,7 @@ class Job:
     accepted_at: float
     deadline: float
     cost: float
-    """Tokens that it is expected to take: bytes / 4 + max_tokens."""
+    """Tokens that it is expected to take, or what counts as much: `expected_cost`."""
     priority: Priority
     """The class that it was given; ageing does not change it."""
     delivery: Delivery
@@ -46,6 +47,8 @@ class Job:
     text: list[str] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     """What the model has said so far, as it sampled it."""
+    sound: Sound | None = None
+    """What the model has spoken so far."""
     bound_to: str | None = None
     """The one model that may run it, though the request names none: its session's, its turn's by round-robin, or the
     one where it is parked."""
@@ -62,6 +65,11 @@ class Job:
     @property
     def id(self) -> str:
         return self.request.id
+
+    @property
+    def so_far(self) -> str | bytes:
+        """Of its answer, as deltas would have told it: text, or a WAV stream."""
+        return "".join(self.text) if self.sound is None else self.sound.stream()
 
     @property
     def urgency(self) -> Priority:
@@ -85,6 +93,22 @@ class Job:
         return True
 
 
+TOKEN_BYTES = 4
+"""Of text, about."""
+SOUND_TOKEN_BYTES = 640
+"""Of a recording: a model hears 50 states a second (Whisper's encoder), and a second of 16-bit samples at 16 kHz has
+32 000 bytes. Files that are packed count less than they take."""
+
+
 def estimated_cost(request_bytes: int, max_tokens: int) -> float:
-    """Four bytes of text are about a token."""
-    return request_bytes / 4 + max_tokens
+    """Of text that is read and text that is written."""
+    return request_bytes / TOKEN_BYTES + max_tokens
+
+
+def expected_cost(request: Request, request_bytes: int, file_bytes: int = 0) -> float:
+    """Of a request that brings so many bytes itself, and a file of so many."""
+    if request.model_type == "stt":
+        return max(1.0, (len(request.audio or b"") + file_bytes) / SOUND_TOKEN_BYTES)
+    if request.model_type == "tts":  # what it reads it says
+        return estimated_cost(request_bytes, 0) + len(request.text or "") / TOKEN_BYTES
+    return estimated_cost(request_bytes, request.max_tokens)

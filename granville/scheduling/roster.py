@@ -17,10 +17,11 @@ takes nothing new."""
 
 
 RATE_WINDOW_S = 5.0
+SOUND_INPUTS = ("audio", "audio_path", "language", "words", "voice", "speed")
 OTHER_INPUTS: dict[str, tuple[str, ...]] = {
-    "inference": ("audio", "audio_path", "documents", "voice"),
-    "embedding": ("audio", "audio_path", "voice"),
-    "rerank": ("audio", "audio_path", "voice"),
+    "inference": (*SOUND_INPUTS, "documents"),
+    "embedding": SOUND_INPUTS,
+    "rerank": SOUND_INPUTS,
 }
 """By a model's type, what a request may bring to models of others: it would pass over it in silence."""
 
@@ -170,5 +171,5 @@ def _needs(request: Request) -> list[tuple[str, str]]:
             ("overflow", "drop_oldest"),
             *((name, name) for name in OTHER_INPUTS.get(request.model_type, ())),
         )
-        if getattr(request, name) is not None
+        if getattr(request, name) not in (None, False)
     ] + [(name, "sampling") for name, unset in SAMPLING if getattr(request, name) != unset]

@@ -1,4 +1,5 @@
 """A driver without a model: it echoes its prompt word by word, at the pace and with the faults that it is told.
+What it speaks it hears again (testing/sound.py).
 
 In tests its time is Trio's (`TrioStepper`), so an hour of steps takes no time under the autojump clock; in a real
 thread (`granville serve FILE -d granville.testing.fake:FakeDriver`) it sleeps.
@@ -17,6 +18,7 @@ import trio
 
 from granville.hosting.floor import Floor
 from granville.hosting.interface import (
+    Audio,
     Capabilities,
     DriverError,
     Embed,
@@ -32,14 +34,18 @@ from granville.hosting.interface import (
     Parked,
     Rerank,
     Score,
+    Speak,
     Task,
     Token,
+    Transcribe,
     Usage,
     shortened,
 )
 from granville.nursery.stepper import Command, Commanded, EventSink
+from granville.testing.sound import last_word, rate_of, said_words, spoken
 
-READERS = ("embedding", "rerank")
+NO_CHAT = ("embedding", "rerank", "stt", "tts")
+Work = Generate | Embed | Rerank | Transcribe | Speak
 Fault = Literal["raise", "hang", "fail_job"]
 
 
@@ -77,7 +83,7 @@ class FakePlan:
 
 @dataclass(slots=True)
 class _Job:
-    request: Generate | Embed | Rerank
+    request: Work
     words: list[str]
     prompt_tokens: int
     dropped_turns: int = 0
@@ -93,9 +99,9 @@ class FakeModel:
         self.capabilities = Capabilities(
             types=frozenset({spec.type}),
             park=plan.park,
-            messages=plan.messages and spec.type not in READERS,
+            messages=plan.messages and spec.type not in NO_CHAT,
             score=plan.scores,
-            drop_oldest=plan.messages and spec.type not in READERS,
+            drop_oldest=plan.messages and spec.type not in NO_CHAT,
             resume=plan.resume,
         )
         context_size = spec.context_size or plan.context_size
@@ -118,8 +124,10 @@ class FakeModel:
         if isinstance(request, Score):
             self._questions.append(request)
             return
-        assert isinstance(request, Generate | Embed | Rerank), "the fake model generates, embeds and reranks"
         assert len(self._running) < self.slots, "more jobs than slots"
+        if isinstance(request, Transcribe | Speak):
+            self._running[request.id] = _Job(request, said_words(request), 0)
+            return
         texts = _texts(request)
         words = _answer(request) if isinstance(request, Generate) else " ".join(texts).split()
         prompt, dropped_turns = sum(len(text.split()) for text in texts), 0
@@ -227,20 +235,27 @@ class FakeModel:
             self._emit(job, 1 if self._plan.decode_s else len(job.words) + 1)
 
     def _emit(self, job: _Job, count: int) -> None:
-        id = job.request.id
-        if not isinstance(job.request, Generate):
+        id, request = job.request.id, job.request
+        if isinstance(request, Embed | Rerank):
             del self._running[id]
-            self._events.append(Output(id, _value(job.request), Usage(job.prompt_tokens)))
+            self._events.append(Output(id, _value(request), Usage(job.prompt_tokens)))
             return
-        limit = job.request.max_tokens
+        limit = request.max_tokens if isinstance(request, Generate) else len(job.words)
         upto = min(job.emitted + count, len(job.words), limit)
         words = job.words[job.emitted : upto]
         if words:
             text = (" " if job.emitted else "") + " ".join(words)
-            self._events.append(Token(id, text, tuple(range(job.emitted, upto))))
+            ids = tuple(range(job.emitted, upto)) if isinstance(request, Generate) else ()
+            if isinstance(request, Speak):
+                self._events.append(Audio(id, spoken(text), rate_of(request)))
+            else:
+                self._events.append(Token(id, text, ids))
         job.emitted = upto
         if upto == limit or upto == len(job.words):
             del self._running[id]
+            if not isinstance(request, Generate):
+                self._events.append(Output(id, last_word(request, job.words), Usage()))
+                return
             reason: FinishReason = "stop" if upto == len(job.words) else "length"
             self._events.append(Finished(id, reason, Usage(job.prompt_tokens, 0, upto, job.dropped_turns)))
 

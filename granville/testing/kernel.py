@@ -27,7 +27,7 @@ from granville.nursery.pool import ModelPlan, Order, Pool
 from granville.scheduling.memory import ModelMemory
 from granville.scheduling.roster import ModelEntry, Roster
 from granville.testing.fake import FakeDriver, FakePlan, TrioStepper
-from granville.wire.framing import FrameReader
+from granville.wire.framing import MAX_REPLY_BYTES, FrameReader
 from granville.wire.messages import ModelType
 
 
@@ -36,7 +36,7 @@ class Client:
 
     def __init__(self, stream: trio.abc.Stream) -> None:
         self.stream = stream
-        self._reader = FrameReader()
+        self._reader = FrameReader(MAX_REPLY_BYTES)
         self._received: list[dict[str, Any]] = []
 
     async def send(self, *messages: dict[str, Any]) -> None:

@@ -12,6 +12,8 @@ import msgpack
 
 from granville.errors import FramingLost, TooLarge
 
+MAX_REPLY_BYTES = 64 << 20
+"""One message from a daemon; sound is the largest."""
 MAX_ITEMS = 65_536
 """Elements of one array or map. The unpacker makes room for an array when it reads its header, so this also bounds
 what a header that promises more than it brings can take: with msgpack 1.2, 64 KiB a header and 64 MiB for the deepest
@@ -23,14 +25,7 @@ class FrameReader:
 
     def __init__(self, max_message_bytes: int = 1 << 20) -> None:
         self.max_message_bytes = max_message_bytes
-        self._unpacker = msgpack.Unpacker(
-            raw=False,
-            unicode_errors="surrogateescape",  # a bad string costs its own message only: wire.messages refuses it
-            strict_map_key=False,
-            max_buffer_size=max_message_bytes,
-            max_array_len=MAX_ITEMS,
-            max_map_len=MAX_ITEMS,
-        )
+        self._unpacker = _unpacker(max_message_bytes)
         self.last_bytes = 0
         """The size of the message that was yielded last."""
         self._fed = 0
@@ -40,6 +35,13 @@ class FrameReader:
     def pending(self) -> int:
         """Bytes of a message that has begun and is not whole."""
         return self._fed - self._end_of_last
+
+    def allow(self, max_message_bytes: int) -> None:
+        """Another limit, unless a message has begun, which is read under the old one."""
+        if max_message_bytes != self.max_message_bytes and not self.pending:
+            self.max_message_bytes = max_message_bytes
+            self._unpacker = _unpacker(max_message_bytes)
+            self._fed = self._end_of_last = 0
 
     def feed(self, data: bytes | bytearray | memoryview) -> Iterator[object]:
         """The maps and arrays that are whole now, in order.
@@ -84,3 +86,14 @@ class FrameReader:
 
     def _too_large(self) -> TooLarge:
         return TooLarge(f"a message may have {self.max_message_bytes} bytes and {MAX_ITEMS} items a list")
+
+
+def _unpacker(max_message_bytes: int) -> msgpack.Unpacker:
+    return msgpack.Unpacker(
+        raw=False,
+        unicode_errors="surrogateescape",  # a bad string costs its own message only: wire.messages refuses it
+        strict_map_key=False,
+        max_buffer_size=max_message_bytes,
+        max_array_len=MAX_ITEMS,
+        max_map_len=MAX_ITEMS,
+    )

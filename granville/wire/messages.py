@@ -11,6 +11,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from granville.errors import BadRequest, GranvilleError, from_wire
 from granville.wire.forms import check_constraint, plain_choice, plain_tools
+from granville.wire.inputs import check_inputs
 
 MAX_ID_CHARS = 128
 MAX_NAME_CHARS = 256
@@ -69,7 +70,10 @@ class Request(Struct, frozen=True, kw_only=True, omit_defaults=True):
     audio: bytes | None = None
     audio_path: Annotated[str, Meta(min_length=1, max_length=4096)] | None = None
     documents: Annotated[list[str], Meta(min_length=1, max_length=MAX_DOCUMENTS)] | None = None
+    language: Annotated[str, Meta(min_length=1, max_length=64)] | None = None
+    words: bool = False
     voice: Name | None = None
+    speed: Annotated[float, Meta(ge=0.25, le=4)] | None = None
 
 
 class Control(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -243,15 +247,7 @@ def _request(value: dict[str, Any]) -> Request:
     request = _with_plain_form(_convert(value, Request))
     if request.overflow == "error":  # as without it
         request = msgspec.structs.replace(request, overflow=None)
-    if request.model_type in ("inference", "ranker"):
-        _require_one(request, "text", "messages", "give `text` (a string) or `messages` (a list of {role, content})")
-    elif request.model_type == "embedding":
-        _require_one(request, "text", "documents", "give `text` (a string) or `documents` (a list of strings)")
-    elif request.model_type == "rerank":
-        if request.text is None:
-            raise BadRequest("text: missing; it is the query that the documents are to answer")
-        if request.documents is None:
-            raise BadRequest("documents: missing; give a list of strings to be scored against `text`")
+    check_inputs(request)
     return request
 
 
@@ -264,14 +260,6 @@ def _with_plain_form(request: Request) -> Request:
     tools = plain_tools(request.tools)
     check_constraint(request.grammar, request.json_schema, tools)
     return msgspec.structs.replace(request, tools=tools, tool_choice=plain_choice(request.tool_choice, tools))
-
-
-def _require_one(request: Request, one: str, other: str, advice: str) -> None:
-    given = [name for name in (one, other) if getattr(request, name) is not None]
-    if not given:
-        raise BadRequest(f"{one}: missing; {advice}")
-    if len(given) == 2:
-        raise BadRequest(f"{other}: give either `{one}` or `{other}`, not both")
 
 
 def _control(value: dict[str, Any]) -> Control:

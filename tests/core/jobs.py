@@ -16,11 +16,11 @@ class Outbox:
     """A delivery that keeps what it is given."""
 
     def __init__(self) -> None:
-        self.texts: list[str] = []
+        self.texts: list[str | bytes] = []
         self.replies: list[Result | ErrorReply] = []
 
-    def delta(self, text: str) -> None:
-        self.texts.append(text)
+    def delta(self, delta: str | bytes) -> None:
+        self.texts.append(delta)
 
     def finish(self, reply: Result | ErrorReply) -> None:
         self.replies.append(reply)

@@ -55,10 +55,10 @@ def optional(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[Map]:
 
 turns = st.lists(st.builds(ChatMessage, st.sampled_from(["system", "user", "assistant"]), st.text()), min_size=1)
 documents = st.lists(st.text(), min_size=1, max_size=3)
-other_types = st.sampled_from([type for type in get_args(wire.ModelType) if type not in ("embedding", "rerank")])
+answering = st.sampled_from(["inference", "ranker"])
 content = st.one_of(
-    st.fixed_dictionaries({"text": st.text()}, optional={"model_type": other_types, "documents": documents}),
-    st.fixed_dictionaries({"messages": turns}, optional={"model_type": other_types, "documents": st.none()}),
+    st.fixed_dictionaries({"text": st.text()}, optional={"model_type": answering, "documents": documents}),
+    st.fixed_dictionaries({"messages": turns}, optional={"model_type": answering, "documents": st.none()}),
     st.fixed_dictionaries({"model_type": st.just("embedding"), "text": st.text()}),
     st.fixed_dictionaries({"model_type": st.just("embedding"), "documents": documents}),
     st.fixed_dictionaries({"model_type": st.just("rerank"), "text": st.text(), "documents": documents}),
@@ -85,6 +85,9 @@ settings = optional(
     audio=maybe(st.binary()),
     audio_path=maybe(names),
     voice=maybe(names),
+    language=maybe(names),
+    words=st.booleans(),
+    speed=maybe(st.floats(0.25, 4)),
 )
 tool = st.fixed_dictionaries({
     "name": st.sampled_from(["get_weather", "a.b-c"]),
@@ -129,7 +132,7 @@ def test_the_strategy_knows_every_field() -> None:
         "callback", "ranked", "priority", "model_id", "session_id", "model_type", "max_tokens", "temperature",
         "top_p", "top_k", "min_p", "repeat_penalty", "seed", "stop", "grammar", "json_schema", "tools",
         "tool_choice", "stream", "timeout_ms", "reset_cache", "overflow", "client", "audio", "audio_path", "documents",
-        "voice",
+        "voice", "language", "words", "speed",
     }  # fmt: skip
     assert set(Request.__struct_fields__) == known
 
@@ -340,6 +343,10 @@ BAD_FIELDS: list[tuple[str, Any]] = [
     ("documents", []),
     ("documents", ["d"] * (wire.MAX_DOCUMENTS + 1)),
     ("voice", 4),
+    ("language", 49),
+    ("words", "yes"),
+    ("speed", 0.2),
+    ("speed", 4.1),
 ]
 
 
@@ -520,7 +527,8 @@ ANY_DIFFERENCE: Map = {
     "session_id": "s", "model_type": "stt", "max_tokens": 3, "temperature": 0.0, "top_p": 0.5, "top_k": 1,
     "min_p": 0.5, "repeat_penalty": 2.0, "seed": 1, "stop": ["x"], "grammar": "g", "json_schema": {}, "tools": [],
     "tool_choice": "auto", "reset_cache": True, "overflow": "drop_oldest", "client": "c", "audio": b"",
-    "audio_path": "p", "documents": [], "voice": "v", "id": "other",
+    "audio_path": "p", "documents": [], "voice": "v", "language": "de", "words": True,
+    "speed": 2.0, "id": "other",
 }  # fmt: skip
 
 

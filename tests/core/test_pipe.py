@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from granville.hosting.interface import (
+    Audio,
     Constraint,
     Embed,
     Event,
@@ -23,10 +24,12 @@ from granville.hosting.interface import (
     Rerank,
     Sampling,
     Score,
+    Speak,
     Task,
     Token,
     Tool,
     ToolCall,
+    Transcribe,
     Usage,
 )
 from granville.hosting.pipe import (
@@ -56,6 +59,9 @@ TASKS: list[Task] = [
     Score("2", "prompt", ("a", "b")),
     Embed("3", ("one", "two")),
     Rerank("4", "query", ("one",)),
+    Transcribe("5", bytes(range(256)), None, "de", True),
+    Transcribe("6", None, Path("/sounds/\udcff.wav")),
+    Speak("7", "ü", "amy", 0.5),
 ]  # fmt: skip
 EVENTS: list[Event] = [
     Token("1", "ü", (1, 2)),
@@ -63,6 +69,8 @@ EVENTS: list[Event] = [
     Finished("1", "tool", Usage(1, 2, 3), ToolCall("t", "{}")),
     Output("2", [0.5, -1.0], Usage()),
     Output("3", [[0.5], [1.0]], Usage(4)),
+    Output("5", {"language": "de", "duration_s": 1.5, "segments": [{"start": 0.0, "end": 1.5, "text": "ü"}]}, Usage()),
+    Audio("7", bytes(range(256)), 22_050),
     Failed("4", "bad_request", "why"),
     Parked("5"),
 ]

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pytest
 import trio
 import trio.testing
 
 from granville.doors import outbox
 from granville.doors.peer import Peer
+from granville.hosting.interface import Audio, Event
 from granville.nursery.connection import Connection
+from granville.testing.fake import FakeDriver, FakeModel
 from granville.testing.kernel import Client, Kernel, request, running_kernel
+from granville.testing.sound import RATE
+from granville.wire import wav
 
 
 class Tap(trio.abc.Stream):
@@ -110,3 +117,30 @@ async def test_a_reader_that_takes_a_little_now_and_then_has_not_gone() -> None:
             data += await ours.receive_some(12_000)
         assert trio.current_time() > 4 * k.desk.config.write_stall_s
         assert (await client.ask(request("next")))["status"] == "accepted"
+
+
+class Loud(FakeModel):
+    """Every word is spoken at length."""
+
+    def step(self, prefill_ms: float | None) -> list[Event]:
+        return [
+            replace(event, pcm=bytes(outbox.HIGH_WATER_BYTES)) if isinstance(event, Audio) else event
+            for event in super().step(prefill_ms)
+        ]
+
+
+async def test_a_player_that_reads_slowly_gets_all_of_it_merged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be further behind than a reader of text: what waits for it is kept for the result anyway."""
+    monkeypatch.setattr(FakeDriver, "model_class", Loud)
+    limit = outbox.HIGH_WATER_BYTES
+    async with running_kernel(types=("tts",), decode_s=0.1, max_outbox_bytes=limit) as k:
+        client, tap = connect(k)
+        await client.send({"id": "a", "model_type": "tts", "text": "word " * 12, "stream": True})
+        await trio.sleep(30)
+        tap.open.set()
+        deltas = []
+        while "tool_id" not in (message := await client.receive()):
+            deltas += [message["delta"]] if "delta" in message else []
+    assert len(deltas) < 5
+    assert b"".join(deltas) == wav.header(RATE) + bytes(12 * limit)
+    assert len(message["output"]) == wav.HEADER_BYTES + 12 * limit
