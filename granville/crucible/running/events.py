@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
+StepKind = Literal["inference", "ranker", "stt", "tts", "embedding", "rerank", "tool", "workflow", "group"]
 StepState = Literal["running", "finished", "skipped", "failed", "cancelled"]
 RunState = Literal["running", "finished", "failed", "cancelled", "interrupted"]
 """interrupted: its process has ended, or a call that may not be repeated was cut short: it can be resumed."""
@@ -17,7 +18,7 @@ class StepEvent(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="step
     run_id: str
     step: str
     """Its key: `answer`, `each[3]`, `loop[2].plan`, `sub/answer`."""
-    kind: Literal["inference", "ranker", "stt", "tts", "embedding", "rerank", "tool", "workflow", "group"]
+    kind: StepKind
     state: StepState
     attempt: int = 1
     at: float

@@ -1,0 +1,1 @@
+"""What a run has done, on disk, a step at a time."""
