@@ -17,8 +17,11 @@ from granville.crucible.running.runner import Runner, open_runner
 from granville.crucible.tools.interface import Call, Tool, Toolbox, ToolFailed
 from granville.crucible.workflow.model import Step, Workflow
 from granville.errors import NoDaemon
-from granville.nursery.connection import Connection, Peer
+from granville.doors.peer import Peer
+from granville.nursery.connection import Connection
+from granville.scheduling.job import Job
 from granville.testing.kernel import Kernel
+from granville.wire.messages import Request
 
 START_S = 1_800_000_000.0
 """Seconds since 1970 when a test begins."""
@@ -38,9 +41,24 @@ class Place:
     """Where Granville is, or is not: the kernel can be exchanged, and its connections cut."""
 
     def __init__(self, kernel: Kernel | None) -> None:
-        self.kernel = kernel
+        self.requests: list[Request] = []
+        """What was accepted, in order."""
         self.dialled = 0
+        self.kernel: Kernel | None = None
+        self.put(kernel)
         self._ends: list[trio.abc.Stream] = []
+
+    def put(self, kernel: Kernel | None) -> None:
+        self.kernel = kernel
+        if kernel is not None:
+            accept = kernel.desk.accept
+
+            def noted(request: Request, *more: Any) -> Job:
+                job = accept(request, *more)
+                self.requests.append(request)
+                return job
+
+            kernel.desk.accept = noted  # type: ignore[method-assign]
 
     @asynccontextmanager
     async def dial(self) -> AsyncIterator[Client]:

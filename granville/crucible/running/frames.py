@@ -23,7 +23,7 @@ from granville.crucible.running.gang import Gang, open_gang
 from granville.crucible.running.inputs import checked_inputs
 from granville.crucible.running.keys import inside, numbered
 from granville.crucible.running.leaves import DEFAULT_TOOL_TIMEOUT_S, ask_model, call_tool, session_of
-from granville.crucible.running.plan import Ended, Frame
+from granville.crucible.running.plan import Ended, Frame, in_order_of_turns
 from granville.crucible.running.request import kind_of
 from granville.crucible.workflow.graph import dependencies
 from granville.crucible.workflow.model import MAX_ITEMS, ForEach, Retry, Step, Workflow
@@ -60,7 +60,8 @@ class Executor:
     ) -> Frame:
         known = self._dependencies.get(id(steps))
         if known is None:
-            known = self._dependencies[id(steps)] = dependencies(steps)
+            session = self._level.workflow.session
+            known = self._dependencies[id(steps)] = in_order_of_turns(steps, session, dependencies(steps))
         return Frame(steps, known, outer, prefix=prefix, start=start)
 
     async def _go_through(self, frame: Frame) -> None:

@@ -29,6 +29,7 @@ WAIT_FOR_GRANVILLE_S = 60.0
 LARGE_REQUEST_BYTES = 256 << 10
 """Larger ones get a connection of their own: a daemon that takes none so large reads no further on it."""
 MAX_LARGE_AT_ONCE = 16
+DEADLINE_MARGIN_S = 0.5
 
 Dial = Callable[[], AbstractAsyncContextManager[Client]]
 
@@ -158,10 +159,11 @@ class Link:
             self._broken.set()
 
 
-def timeout_ms(longest_s: float) -> int | None:
-    """What is left of the current cancel scopes' time, at most `longest_s`: no request outlives its step or run."""
-    left_s = min(trio.current_effective_deadline() - trio.current_time(), longest_s)
-    return max(1, int(left_s * 1000))
+def timeout_ms(longest_s: float) -> int:
+    """For a request whose caller's cancel scopes end it sooner or later, in `longest_s` at the latest: a little more
+    than is left of their time, so that it is they who say why it ended."""
+    left_s = max(0.0, trio.current_effective_deadline() - trio.current_time())
+    return int(1000 * min(left_s + DEADLINE_MARGIN_S, longest_s))
 
 
 def ignore(_: Any) -> None:

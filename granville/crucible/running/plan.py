@@ -42,6 +42,22 @@ class Ended:
         }
 
 
+def in_order_of_turns(
+    steps: Sequence[Step], session: str | None, dependencies: Mapping[str, set[str]]
+) -> dict[str, set[str]]:
+    """The same, and a step of a session waits for the one that is listed before it: what is said in a conversation does
+    not depend on who was ready first. `session` is that of steps that name none."""
+    ordered = {step.id: set(dependencies.get(step.id, ())) for step in steps}
+    last: dict[str, str] = {}
+    for step in steps:
+        name = session if step.session is None else step.session
+        if step.model_type == "inference" and name:
+            if name in last:
+                ordered[step.id].add(last[name])
+            last[name] = step.id
+    return ordered
+
+
 class Frame:
     """`outer` are the names of the places around it; `start` what its own names hold before a step has put them out.
 

@@ -84,7 +84,8 @@ class Runner:
                 deadline_at = None if workflow.timeout_s is None else now + workflow.timeout_s
                 record = RunRecord(
                     id=run_id, workflow=workflow.name, state="running", created_at=now, updated_at=now,
-                    deadline_at=deadline_at, inputs=given, folder=str(await trio.Path(folder).absolute()), allow=tuple(allow),
+                    deadline_at=deadline_at, inputs=given, folder=str(await trio.Path(folder).absolute()),
+                    allow=tuple(allow),
                     served=self._served, pid=os.getpid(),
                 )  # fmt: skip
                 await self._writer.commit(new_run(record, plan, digest, packed_inputs))
