@@ -1,0 +1,1 @@
+"""What the drivers for sound share: jobs that take turns, options, text cut into pieces. None of their backends."""
