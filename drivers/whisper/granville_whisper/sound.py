@@ -45,9 +45,9 @@ class Sound:
             self._container = av.open(
                 self._file, "r", options={"format_whitelist": ",".join(FORMATS)}, metadata_errors="ignore"
             )
-        except (av.error.FFmpegError, ValueError) as error:
+        except (av.error.FFmpegError, ValueError):
             self._file.close()
-            raise _unreadable(error) from None
+            raise _unreadable() from None
         try:
             if not self._container.streams.audio:
                 raise JobError("bad_request", "there is no sound in this file, only other streams")
@@ -93,9 +93,9 @@ class Sound:
         while self.damaged <= MAX_DAMAGED:
             try:
                 packet = next(packets, None)
-            except av.error.FFmpegError as error:  # the file ends in the middle, or is damaged from here on
+            except av.error.FFmpegError:  # the file ends in the middle, or is damaged from here on
                 if not self._good:
-                    raise _unreadable(error) from None
+                    raise _unreadable() from None
                 self.damaged += 1
                 return
             if packet is None:
@@ -137,9 +137,7 @@ def _opened(source: bytes | Path) -> BinaryIO:
     return os.fdopen(fd, "rb")
 
 
-def _unreadable(error: Exception) -> JobError:
-    reason = error.strerror if isinstance(error, OSError) else str(error)
+def _unreadable() -> JobError:
     return JobError(
-        "bad_request",
-        f"the audio is of no format that is known here, or damaged ({reason}); send WAV, FLAC, MP3, OGG or M4A",
+        "bad_request", "the audio is of no format that is known here, or damaged; send WAV, FLAC, MP3, OGG or M4A"
     )
