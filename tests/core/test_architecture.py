@@ -45,6 +45,10 @@ IMPURE = {
 
 SAMPLES = "drivers/echo/"
 """Drivers that lie in a folder with a driver.json, and are no packages."""
+SHARED_BY = {f"granville_{name}": {"granville_speech"} for name in ("whisper", "piper", "espeak")}
+"""What a driver imports of other drivers' folders: code of ours that several of them need."""
+BACKENDS = {"faster_whisper", "ctranslate2", "av", "onnxruntime", "piper", "espeakng_loader"}
+"""Of speech. They are extras, and piper and espeakng_loader are under the GPL: each driver has its own."""
 
 TASKS = ("granville/doors", "granville/nursery")
 """Where every task says who starts it and how it ends."""
@@ -106,7 +110,14 @@ def test_drivers_import_the_interface_alone(path: Path) -> None:
     package = path.relative_to(ROOT / "drivers").parts[1]
     assert package.startswith("granville_") or short(path).startswith(SAMPLES)
     ours = [name for name in imported(path) if name.startswith("granville")]
-    assert not [name for name in ours if not within(name, {"granville.hosting.interface", package})]
+    allowed = {"granville.hosting.interface", package, *SHARED_BY.get(package, ())}
+    assert not [name for name in ours if not within(name, allowed)]
+
+
+@pytest.mark.parametrize("path", modules("granville", "drivers/speech", "drivers/llama"), ids=short)
+def test_nothing_but_its_driver_imports_a_backend_of_speech(path: Path) -> None:
+    drivers = {*SHARED_BY, "granville_speech"} - {path.relative_to(ROOT).parts[-2]}
+    assert not [name for name in imported(path) if within(name, BACKENDS | drivers)]
 
 
 def test_a_driver_needs_nothing_but_the_standard_library_of_us() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from granville.errors import StartupError
+from granville.hosting.locate import GROUP
 from granville.hosting.manifest import check_name, check_version
 from granville.models.catalogue import ModelEntry, embedded_models
 from granville.registry.schema import BadIndex, embedded, json_schema, parse_index
@@ -68,8 +70,10 @@ def test_the_repository_s_own_index() -> None:
     content = json.loads(OWN.read_bytes())
     VALIDATOR.validate(content)
     assert embedded() == parse_index(OWN.read_bytes(), "own")
-    assert set(embedded().drivers) == {"granville-llama"}
-    assert embedded().drivers["granville-llama"].official
+    assert set(embedded().drivers) == {
+        point.name for point in distribution("granville").entry_points.select(group=GROUP)
+    }
+    assert all(driver.official for driver in embedded().drivers.values())
     assert set(embedded().naming_convention) == {"official", "community"}
     assert set(embedded_models()) == set(content["models"])
 

@@ -108,7 +108,7 @@ def encoded(pcm: Pcm, rate: int, format: Format) -> bytes:
     with av.open(file, "w", format=format.container) as container:
         stream = container.add_stream(format.codec, rate=format.rate)
         assert isinstance(stream, av.AudioStream)
-        stream.layout, stream.format = format.layout, format.samples  # type: ignore[assignment]
+        stream.layout, stream.format = format.layout, format.samples
         resampler = AudioResampler(format.samples, format.layout, format.rate)
         frame = av.AudioFrame.from_ndarray(pcm[None], "s16", "mono")
         frame.sample_rate = rate

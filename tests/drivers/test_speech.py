@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Generator
@@ -171,3 +172,11 @@ loaded = [name for name in {BACKENDS} if name in sys.modules]
 assert not loaded, loaded
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("name", DRIVERS)
+def test_the_options_are_those_of_the_page(name: str) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "speech.md").read_text()
+    table = page.split(f"| option of {name} |")[1].split("\n\n")[0]
+    schema = find_driver(name).config_schema  # type: ignore[attr-defined]  # each of them has one
+    assert re.findall(r"^\| `(\w+)`", table, re.MULTILINE) == list(schema["properties"])

@@ -261,15 +261,15 @@ def test_no_name_is_taken_over(person: Person) -> None:
     """Whoever comes later in the order, or has no right to official names, gets nothing by a higher version."""
     for folder, version in (("ours", "1.0"), ("theirs", "99.0")):
         person.ok("publish", make_driver(person.folder / f"{folder}-src", version), "--to", person.folder / folder)
-    official = make_driver(person.folder / "official", "9.0", name="granville-whisper")
+    official = make_driver(person.folder / "official", "9.0", name="granville-vosk")
     person.ok("publish", official, "--to", person.folder / "theirs")
     person.configure({"name": "ours", "url": "ours"}, {"name": "theirs", "url": "theirs"})
     person.ok("install", NAME)
     assert (person.listed()[NAME]["version"], person.listed()[NAME]["registry"]) == ("1.0", "ours")
     assert "belongs to registry ours" in person.fails("install", f"{NAME}==99.0")
-    assert "is not marked official" in person.fails("install", "granville-whisper")
+    assert "is not marked official" in person.fails("install", "granville-vosk")
     person.configure({"name": "theirs", "url": "theirs", "official": True})
-    person.ok("install", "granville-whisper")
+    person.ok("install", "granville-vosk")
 
 
 def test_the_wrong_machine(person: Person) -> None:
