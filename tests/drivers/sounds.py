@@ -19,19 +19,6 @@ from granville.hosting.interface import Audio, Event, Failed, Model, Output, Spe
 Pcm = npt.NDArray[np.int16]
 MAX_STEPS = 10_000
 
-SENTENCES = (
-    "The meeting will begin at half past nine tomorrow morning.",
-    "Please close the window before you leave the house.",
-    "The weather in London is often cold and rainy.",
-    "She bought three apples and a loaf of bread at the market.",
-    "My brother works as a teacher in a small school.",
-    "We should take the train to the city on Friday.",
-    "The children are playing in the garden behind the house.",
-    "He forgot to send the letter to his mother.",
-    "Can you tell me how to get to the station?",
-    "The doctor said that I should drink more water every day.",
-)
-
 
 @dataclass(frozen=True, slots=True)
 class Format:

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from granville_espeak import EspeakDriver
 
+from benchmarks.speech import SENTENCES
 from granville.hosting.interface import Audio, DriverError, Failed, Model, ModelSpec, Output, Speak
-from tests.drivers.sounds import SENTENCES, done, said
+from tests.drivers.sounds import done, said
 
 RATE = 22_050
 

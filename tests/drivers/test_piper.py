@@ -14,8 +14,9 @@ import pytest
 from granville_piper import PiperDriver
 from granville_piper.speaking import FIRST_PHONEMES, SENTENCE_PHONEMES
 
+from benchmarks.speech import SENTENCES
 from granville.hosting.interface import Audio, DriverError, Failed, Model, ModelSpec, Output, Speak, Transcribe
-from tests.drivers.sounds import SENTENCES, done, said
+from tests.drivers.sounds import done, said
 
 VOICE = "en_US-joe-medium"
 RATE = 22_050

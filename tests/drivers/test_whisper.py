@@ -18,6 +18,7 @@ from granville_whisper import WhisperDriver
 from granville_whisper.sound import RATE, Sound
 from granville_whisper.windows import WINDOW_S, windows
 
+from benchmarks.speech import SENTENCES
 from granville.hosting.interface import (
     DriverError,
     Embed,
@@ -31,7 +32,6 @@ from granville.hosting.interface import (
 )
 from tests.drivers.sounds import (
     FORMATS,
-    SENTENCES,
     Pcm,
     done,
     encoded,

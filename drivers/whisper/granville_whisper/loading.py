@@ -65,7 +65,7 @@ def load(spec: ModelSpec) -> Model:
         info=info,
         stats=lambda: {"threads": threads, "compute_type": compute, "audio_s": round(transcriber.heard_s, 1)},
         close=backend.model.unload_model,
-        interruptible=False,  # a window is one call, which no flag ends
+        interruptible=False,  # a pass over a window is one call, which no flag ends
     )
 
 

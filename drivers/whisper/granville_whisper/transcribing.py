@@ -1,4 +1,5 @@
-"""A job of granville-whisper: a window of the recording is a piece of work, and its segments are told at once."""
+"""A job of granville-whisper: a pass over a window of the recording is a piece of work, and its segments are told one
+by one."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from faster_whisper import WhisperModel
 from faster_whisper.transcribe import Segment, restore_speech_timestamps
 from granville_speech.turns import Job, JobError
 
-from granville.hosting.interface import Event, Output, Token, Transcribe, Usage
+from granville.hosting.interface import Output, Token, Transcribe, Usage
 from granville_whisper.options import Options
 from granville_whisper.sound import RATE, Sound
 from granville_whisper.windows import Window, windows
@@ -60,7 +61,8 @@ class Transcriber:
                 if sound.read_samples > self._options.max_audio_s * RATE:
                     most = f"{self._options.max_audio_s:g} s is the most (option max_audio_s)"
                     raise JobError("bad_request", f"the recording is too long: {most}; send it in parts")
-                yield self._read(window, request, transcript)
+                yield from self._read(window, request, transcript)
+                yield []  # the next window is work enough
             if sound.damaged:
                 log.warning("audio damaged job=%s packets=%d", request.id, sound.damaged)
             yield [
@@ -87,10 +89,11 @@ class Transcriber:
             raise JobError("unsupported", f"language: this model does not know {asked!r:.40}; it knows {known}")
         return language
 
-    def _read(self, window: Window, request: Transcribe, transcript: _Transcript) -> list[Event]:
+    def _read(self, window: Window, request: Transcribe, transcript: _Transcript) -> Job:
+        """A segment at a time: where a pass ends in the middle of a sentence, faster-whisper begins another there."""
         self.heard_s += len(window.samples) / RATE
         if not window.spans:
-            return []
+            return
         samples = np.concatenate([window.samples[span.start : span.end] for span in window.spans])
         segments, info = self._model.transcribe(
             samples,
@@ -102,14 +105,11 @@ class Transcriber:
             word_timestamps=request.words,
         )
         kept = [{"start": span.start, "end": span.end} for span in window.spans]
-        events: list[Event] = []
         for segment in restore_speech_timestamps(segments, kept, RATE):
             transcript.tokens += len(segment.tokens)
             if any(map(str.isalnum, segment.text)):
-                events.append(Token(request.id, self._take(segment, window, transcript)))
-        if events:
-            transcript.language = info.language
-        return events
+                transcript.language = info.language
+                yield [Token(request.id, self._take(segment, window, transcript))]
 
     def _take(self, segment: Segment, window: Window, transcript: _Transcript) -> str:
         """Its text as it follows on the text before."""
