@@ -12,7 +12,7 @@ CPU := $(shell (grep -m1 '^flags' /proc/cpuinfo || sysctl -n machdep.cpu.brand_s
 LLAMA_CACHE := $(HOME)/.cache/granville/pip-$(CPU)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test lint bench peers clean
+.PHONY: help setup demo models serve test lint bench peers clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +36,12 @@ $(READY): pyproject.toml
 
 demo: $(READY) ## Fetch the small default model, serve it, and watch requests of all four classes
 	$(BIN)/python -m granville.cli.demo
+
+models: $(READY) ## Fetch the models of the examples: SmolLM2, Whisper, a voice, MiniLM
+	$(BIN)/granville download smollm2
+	$(BIN)/granville download whisper-tiny.en
+	$(BIN)/granville download joe
+	$(BIN)/python examples/models/minilm.py
 
 serve: $(READY) ## Serve the default model until Ctrl-C
 	$(BIN)/granville serve smollm2

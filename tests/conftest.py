@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import trio
 
+from examples.models import minilm as minilm_wheel
 from granville.models.store import obtain
-from tests.drivers import bert_gguf, wheels
+from tests.drivers import wheels
 
 
 @pytest.fixture(scope="session")
@@ -19,7 +20,7 @@ def smollm2() -> Path:
 @pytest.fixture(scope="session")
 def minilm(request: pytest.FixtureRequest) -> Path:
     """all-MiniLM-L6-v2, made once and kept in pytest's cache."""
-    return bert_gguf.minilm(request.config.cache.mkdir("minilm"))
+    return minilm_wheel.minilm(request.config.cache.mkdir("minilm"))
 
 
 @pytest.fixture(scope="session")

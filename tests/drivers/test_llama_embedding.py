@@ -13,6 +13,7 @@ from granville_llama import LlamaDriver
 from granville_llama.binding import c
 from granville_llama.embedding import BATCH_TOKENS, EmbeddingModel
 
+from examples.models.minilm import Shape
 from granville.hosting.interface import (
     DriverError,
     Embed,
@@ -304,5 +305,5 @@ def test_a_model_of_the_wrong_type(
 
 def test_a_rerankers_body_gives_vectors_when_asked(reranker: Path) -> None:
     model = load(reranker, pooling="mean")
-    assert len(vectors(model, "cat")[0]) == bert_gguf.Shape().size
+    assert len(vectors(model, "cat")[0]) == Shape().size
     model.close()
