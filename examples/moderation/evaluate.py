@@ -39,7 +39,7 @@ def decide(rows: Sequence[Row], *options: str) -> list[dict[str, Any]]:
         json.dump([row["text"] for row in rows], messages)
         messages.flush()
         command = [str(CRUCIBLE), "run", str(HERE / "workflow.yaml"), "--input-json", f"messages=@{messages.name}"]
-        command += ["--input", "explain=false", "--json", *options]
+        command += ["--input", "reasons=false", "--json", *options]
         printed = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
     decisions: list[dict[str, Any]] = json.loads(printed)["decisions"]
     return decisions
