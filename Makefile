@@ -34,7 +34,7 @@ $(READY): pyproject.toml
 	@rm -rf $(VENV)/lib/python*/site-packages/trio-stubs
 	@touch $@
 
-demo: $(READY) ## Fetch the small default model, serve it, and watch requests of all four classes
+demo: $(READY) ## Fetch the small default model, serve it, watch requests of all four classes, and run a workflow
 	$(BIN)/python -m granville.cli.demo
 
 models: $(READY) ## Fetch the models of the examples: SmolLM2, Whisper, a voice, MiniLM

@@ -1,7 +1,8 @@
-"""`make demo`: a daemon, requests of all four classes at once, and what becomes of each, as it happens."""
+"""`make demo`: a daemon, requests of all four classes at once, what becomes of each as it happens, and a workflow."""
 
 from __future__ import annotations
 
+import json
 import signal
 import sys
 import tempfile
@@ -55,6 +56,9 @@ QUESTIONS: tuple[tuple[Class, str], ...] = (
     ("critical", "Write one line that says that the meeting begins now."),
     ("critical", "Write one line that says that the door is open."),
 )
+WORKFLOW = Path(__file__).parents[2] / "examples" / "moderation" / "workflow.yaml"
+WORKFLOW_S = 120.0
+MESSAGES = ("Does the library open on Sundays?", "Win money now! Click here for a cheap prize, order today!")
 _COLOURS = {"critical": "bold red", "high": "yellow", "normal": "green", "low": "blue"}
 
 
@@ -137,11 +141,14 @@ async def _demo(console: Console) -> list[str] | None:
                     rows = await _ask_all(client, console)
                     _heading(console, "granville status")
                     print_status(console, await client.status())
+                workflow_status = await _run_workflow(console, address, Path(directory, "runs.db"))
                 _heading(console, "stopping the daemon: SIGTERM")
                 process.send_signal(signal.SIGTERM)
                 with trio.move_on_after(STOP_S):
                     await process.wait()
             faults = find_faults(rows)
+            if workflow_status != 0:
+                faults.append(f"the workflow should have ended with 0, and it was {workflow_status}")
             if process.returncode != 0:
                 faults.append(f"the daemon should have ended with 0, and it was {process.returncode}")
             elif not faults:
@@ -242,6 +249,20 @@ async def _ask(
         row.ended_s = trio.current_time() - sent
         row.text = describe(error)
         board.event(row, "failed", row.text)
+
+
+async def _run_workflow(console: Console, address: str, journal: Path) -> int:
+    """A workflow on the same daemon, by the command that a person would type. Its exit status."""
+    shown = WORKFLOW.relative_to(WORKFLOW.parents[2])
+    _heading(console, f"a workflow: crucible run {shown}")
+    command = [sys.executable, "-m", "granville.cli.crucible.main", "run", str(WORKFLOW)]
+    command += ["--granville", address, "--journal", str(journal)]
+    command += ["--input-json", f"messages={json.dumps(MESSAGES)}"]
+    with trio.move_on_after(WORKFLOW_S) as scope:
+        return (await trio.run_process(command, check=False)).returncode
+    assert scope.cancelled_caught
+    console.print(f"it was not done after {WORKFLOW_S:.0f} s", markup=False)
+    return 1
 
 
 def find_faults(rows: list[Row]) -> list[str]:
