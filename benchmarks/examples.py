@@ -15,6 +15,7 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,7 @@ async def agent_loop(server: Child, rounds: int) -> list[Figure]:
                 raise BenchError(f"the agent has {record.state}: {record.error}")
             turns = [step for step in runner.journal.steps(run.id) if step.key.endswith(".execute")]
             usages = [turn.usage or {} for turn in turns]
-            later = list(zip(usages, usages[1:], strict=False))
+            later = list(pairwise(usages))
             read.append(sum(use["prompt_tokens"] - use["cached_tokens"] for _, use in later))
             new.append(
                 sum(use["prompt_tokens"] - last["prompt_tokens"] - last["completion_tokens"] for last, use in later)

@@ -19,7 +19,7 @@ steps: [{id: hear, model_type: stt, input: audio, output: text}]
 
 def seconds(path: Path) -> float:
     with wave.open(str(path)) as sound:
-        return sound.getnframes() / sound.getframerate()
+        return float(sound.getnframes() / sound.getframerate())
 
 
 def hear(shell: Shell, path: Path) -> str:
