@@ -16,7 +16,7 @@ NEW_TOKENS = 64
 def test_an_agent_plans_calls_observes_and_answers(shell: Shell) -> None:
     task = "What do three lanterns cost together?"
     outputs = shell.outputs(
-        EXAMPLE / "workflow.yaml", "--tools", EXAMPLE / "tools.py", "--input", f"task={task}", "--run-id", "agent-1"
+        EXAMPLE / "workflow.yaml", "--tools", EXAMPLE / "tools.py", "--input", f"task={task}", "--id", "agent-1"
     )
     assert outputs["exhausted"] is False
     assert outputs["answer"].strip()
