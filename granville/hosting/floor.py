@@ -5,7 +5,19 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
-from granville.hosting.interface import Audio, DriverError, Event, Failed, Finished, Model, Output, Parked, Task, Token
+from granville.hosting.interface import (
+    Audio,
+    DriverError,
+    Event,
+    Failed,
+    Finished,
+    Model,
+    Output,
+    Parked,
+    Task,
+    Token,
+    Warm,
+)
 
 log = logging.getLogger(__name__)
 
@@ -28,9 +40,13 @@ class Floor:
         self.prefill_ms = prefill_ms
         self.running: set[str] = set()
         self.parked: set[str] = set()
+        self.warm: set[str] = set()
+        """What the model reads ahead or keeps."""
 
     def submit(self, request: Task) -> list[StepEvent]:
         self.running.add(request.id)
+        if isinstance(request, Warm):
+            self.warm.add(request.id)
         self.model.submit(request)
         return []
 
@@ -39,11 +55,12 @@ class Floor:
             self.parked.discard(id)
             self.model.cancel(id)
             return []
-        if id not in self.running:
-            return []
-        self.model.cancel(id)
+        was_running, was_warm = id in self.running, id in self.warm
+        if was_running or was_warm:
+            self.model.cancel(id)
         self.running.discard(id)
-        return [Released(id)]
+        self.warm.discard(id)
+        return [Released(id)] if was_running and not was_warm else []
 
     def park(self, id: str) -> list[StepEvent]:
         if id in self.running:
@@ -68,6 +85,8 @@ class Floor:
                 self.running.discard(event.id)
                 if isinstance(event, Parked):
                     self.parked.add(event.id)
+                elif isinstance(event, Failed):
+                    self.warm.discard(event.id)
             elif not isinstance(event, Token | Audio):
                 raise DriverError(f"the driver's step returned a {type(event).__name__}, which is no event")
         return events

@@ -60,6 +60,8 @@ class Capabilities:
     """It takes `Score` beside its slots."""
     drop_oldest: bool = False
     """`Generate.drop_oldest`."""
+    warm: bool = False
+    """It takes `Warm` beside its slots."""
     resume: bool = False
     """It takes `Generate.produced`: a job that a failure has cut short goes on where its client has read to."""
 
@@ -164,6 +166,22 @@ class Score:
 
 
 @dataclass(frozen=True, slots=True)
+class Warm:
+    """Have in memory what the prompt of a conversation begins with, whatever its next turn will say. Takes no slot, and
+    reads only in time that no job wants; `Output` ends it. From then on the state is kept in memory before others, as
+    far as there is room, until `cancel`, or the session's next turn."""
+
+    id: str
+    messages: tuple[Message, ...]
+    session: str | None = None
+    """Whose state it is, if there is one: nobody else's next turn goes on from there."""
+    tools: tuple[Tool, ...] = ()
+    tool_choice: str = "auto"
+    urgency: int = 3
+    """Beside streams of a higher class nothing is read."""
+
+
+@dataclass(frozen=True, slots=True)
 class Embed:
     """A vector for each text. Takes a slot."""
 
@@ -206,7 +224,7 @@ class Speak:
     """2 is twice as fast, within 0.25 to 4."""
 
 
-Task = Generate | Score | Embed | Rerank | Transcribe | Speak
+Task = Generate | Score | Warm | Embed | Rerank | Transcribe | Speak
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,7 +276,8 @@ class Output:
 
     id: str
     value: list[float] | list[list[float]] | dict[str, Any]
-    """Score: a natural logarithm of a probability for each label. Embed: a vector for each text. Rerank: a score for
+    """Score: a natural logarithm of a probability for each label. Warm: one number, how many tokens of the prompt are
+    in memory; 0 where nothing could be kept. Embed: a vector for each text. Rerank: a score for
     each document. Transcribe: `language`, `duration_s` and `segments`, a list of {start, end, text}, in seconds, with
     `words`, a list of {start, end, word, probability}, when they were asked for. Speak: `duration_s`."""
     usage: Usage
@@ -303,16 +322,16 @@ class Model(Protocol):
     def info(self) -> ModelInfo: ...
 
     def submit(self, request: Task) -> None:
-        """Take a job into a free slot; the kernel never submits more than `slots`, `Score` not counted. Whatever is
-        wrong with the job comes out of the next step as Failed."""
+        """Take a job into a free slot; the kernel never submits more than `slots`, those that take none not counted. Whatever
+        is wrong with the job comes out of the next step as Failed."""
 
     def step(self, prefill_ms: float | None) -> list[Event]:
         """At most one decode of all running jobs and at most `prefill_ms` of prefill beside them (None: the
         driver's own choice). With nothing to run, returns at once. Raises DriverError when the model is lost."""
 
     def cancel(self, id: str) -> None:
-        """Forget a job, running or parked. Its slot is free when this returns and no more events name it; an
-        unknown id is not an error."""
+        """Forget a job, running or parked, or keep no longer what is warm. Its slot is free when this returns and no
+        more events name it; an unknown id is not an error."""
 
     def park(self, id: str) -> None:
         """Take a running job off its slot and keep its state; the next step says Parked."""

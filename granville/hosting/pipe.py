@@ -34,6 +34,7 @@ from granville.hosting.interface import (
     Token,
     Transcribe,
     Usage,
+    Warm,
 )
 
 MAX_FRAME_BYTES = 256 << 20
@@ -164,7 +165,7 @@ _events: Mapping[str, msgspec.msgpack.Decoder[Any]] = {
 }
 _tasks: Mapping[str, msgspec.msgpack.Decoder[Any]] = {
     kind.__name__: msgspec.msgpack.Decoder(kind, dec_hook=_from_plain)
-    for kind in (Generate, Score, Embed, Rerank, Transcribe, Speak)
+    for kind in (Generate, Score, Warm, Embed, Rerank, Transcribe, Speak)
 }
 
 

@@ -29,6 +29,7 @@ from granville.hosting.interface import (
     Output,
     Sampling,
     Score,
+    Warm,
 )  # fmt: skip
 from tests.drivers.llama_jobs import Answer, Answers
 
@@ -138,6 +139,9 @@ class Machine:
         self.path, self.reference, self.plan, self.kv_dir = path, reference, plan, kv_dir
         self.running: dict[str, Running] = {}
         self.questions: dict[str, Score] = {}
+        self.wishes: dict[str, bool] = {}
+        """What is kept warm, or will be, and whether it is by now."""
+        self.warmed = 0
         self.sessions = {f"s{index}": Session() for index in range(5)}
         self.answers = Answers()
         self.compared = self.count = 0
@@ -155,6 +159,7 @@ class Machine:
 
         context.decode = disturbed  # type: ignore[method-assign]
         model._pacer.piece = self._piece  # type: ignore[method-assign]
+        model._pacer.spare_piece = lambda _: self._piece(throttled=False)  # type: ignore[method-assign]
         disk = model._seats.store._disk
         if disk is not None and self.plan.bad_disk:
             write = disk._files.write
@@ -193,16 +198,26 @@ class Machine:
             self.count += 1
             self.questions[id] = Score(id, TALK[: rng.randrange(200)] + rng.choice("abc"), LABELS)
             self.model.submit(self.questions[id])
-        elif chance < 0.47 and self.plan.limits:
+        elif chance < 0.48:
+            self._warm()
+        elif chance < 0.49 and self.wishes:
+            id = rng.choice(list(self.wishes))
+            del self.wishes[id]
+            self.model.cancel(id)
+        elif chance < 0.5 and self.plan.limits:
             self.model.limit_cache(rng.choice([0, 20_000, 200_000, self.plan.kv_ram_bytes]))
-        elif chance < 0.475 and self.plan.restarts:
+        elif chance < 0.505 and self.plan.restarts:
             self._restart()
         else:
             self.step()
         self.check()
 
     def step(self) -> None:
-        take(self.answers, self.model.step(self.rng.choice([None, 0.0, 0.5, 5.0])))
+        events = self.model.step(self.rng.choice([None, 0.0, 0.5, 5.0]))
+        for event in events:
+            if event.id in self.wishes:
+                self._is_warm(event)
+        take(self.answers, [event for event in events if event.id not in self.wishes])
         for id in [id for id in self.running if self.answers.ended(id)]:
             self._ended(self.running.pop(id))
         for id in [id for id in self.questions if self.answers.ended(id)]:
@@ -218,9 +233,9 @@ class Machine:
                 if each.parked and self._free():
                     self._resume(id)
             self.step()
-            if not self.running and not self.questions:
+            if not self.running and not self.questions and all(self.wishes.values()):
                 return
-        raise AssertionError(f"still running: {[*self.running, *self.questions]}")
+        raise AssertionError(f"still running: {[*self.running, *self.questions, *self.wishes]}")
 
     def finish(self) -> None:
         """All to their ends; then nothing is left of them."""
@@ -231,6 +246,9 @@ class Machine:
         assert not self.model._jobs
         assert not self.model._seats._awaited
         assert store._parked_bytes == 0
+        for id in self.wishes:
+            self.model.cancel(id)
+        assert (store._warm, store.warm_bytes, self.model._warming._warm) == ({}, 0, {})
         settle(store)
         self.check()
         self.model.close()
@@ -282,6 +300,23 @@ class Machine:
         self.running[job.id] = Running(job, turns if session.known else (), self._held(job))
         self.model.submit(job)
 
+    def _warm(self) -> None:
+        """A conversation or a system prompt, as nobody or as someone will ask."""
+        rng = self.rng
+        self.count += 1
+        name = rng.choice(["", *self.sessions])
+        messages = self.sessions[name].history if name else (Message(rng.choice(["system", "user"]), self._text()),)
+        if messages:
+            id = f"w{self.count}"
+            self.wishes[id] = False
+            self.model.submit(Warm(id, messages, name or None, urgency=rng.randrange(4)))
+
+    def _is_warm(self, event: Any) -> None:
+        assert isinstance(event, Output), event
+        assert not self.wishes[event.id]
+        self.wishes[event.id] = True
+        self.warmed += event.value != [0.0]
+
     def _text(self) -> str:
         rng = self.rng
         shared = rng.choice([0, 3, 9, 31, 40, 64, 80, 130, 200, 340])
@@ -322,6 +357,7 @@ class Machine:
         for id in self.questions:
             self.answers.pop(id, None)
         self.questions.clear()
+        self.wishes.clear()
         self.model.close()
         self.model = self._load()
 
@@ -372,6 +408,7 @@ class Machine:
             assert sequence is None or sequence.slot == slot
         check_store(seats.store)
         assert seats.store.ram_bytes <= max(0, seats.store.ram_limit)
+        assert seats.store.warm_bytes <= max(0, seats.store.ram_limit) // 2
 
 
 def _size(messages: tuple[Message, ...]) -> int:
@@ -387,7 +424,9 @@ def settle(store: KvStore) -> None:
 
 def check_store(store: KvStore) -> None:
     """What is counted is there."""
-    ram = sum(saved.size for saved in store._in_ram) + sum(map(len, store._parked.values()))
+    warm = sum(saved.size for saved in store._warm)
+    assert store.warm_bytes == warm
+    ram = sum(saved.size for saved in store._in_ram) + warm + sum(map(len, store._parked.values()))
     assert store.ram_bytes == ram
     assert store._parked_bytes == sum(map(len, store._parked.values()))
     indexed: set[Saved] = {saved for keys in store._index._blocks.values() for saved in keys}
@@ -395,7 +434,7 @@ def check_store(store: KvStore) -> None:
     for saved in store._known.values():
         assert saved.in_use
         assert saved.state is not None or saved.written, "nothing is there of it"
-        assert (saved.state is not None) == (saved in store._in_ram)
+        assert (saved.state is not None) == (saved in store._in_ram) + (saved in store._warm)
         assert saved.state is None or len(saved.state) == saved.size
     disk = store._disk
     if disk is not None:

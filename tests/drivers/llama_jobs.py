@@ -16,9 +16,12 @@ from granville.hosting.interface import (
     Message,
     Model,
     ModelSpec,
+    Output,
     Parked,
     Sampling,
     Token,
+    Usage,
+    Warm,
 )
 
 GREEDY = Sampling(temperature=0)
@@ -49,6 +52,18 @@ def load_with_cache(
             kv_dir=kv_dir,
         )
     )
+
+
+def warm(model: Model, request: Warm) -> tuple[int, Usage]:
+    """How many tokens are in memory then, and what it took."""
+    model.submit(request)
+    for _ in range(MAX_STEPS):
+        for event in model.step(None):
+            assert isinstance(event, Output), event
+            (count,) = event.value
+            assert isinstance(count, float)
+            return int(count), event.usage
+    raise AssertionError("it is not warm")
 
 
 def job(

@@ -12,7 +12,7 @@ attention adds in another order.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from granville.hosting.interface import (
@@ -28,6 +28,7 @@ from granville.hosting.interface import (
     Score,
     Task,
     Token,
+    Warm,
     shortened,
 )
 from granville_llama.binding import Context, Decoded, Weights
@@ -40,6 +41,7 @@ from granville_llama.seats import Seats
 from granville_llama.sequence import Sequence
 from granville_llama.template import ChatTemplate, PromptError
 from granville_llama.threads import Crew
+from granville_llama.warming import Ahead, Warming
 
 MAX_WAIT_S = 0.05
 """With nothing to do but wait for a file."""
@@ -63,6 +65,7 @@ class LlamaModel:
             messages=template is not None,
             tools=template is not None,
             drop_oldest=template is not None,
+            warm=template is not None,
         )
         self._weights = weights
         self._context = context
@@ -70,6 +73,7 @@ class LlamaModel:
         self._guidance = Guidance(weights, template)
         self._seats = Seats(context, store, slots)
         self._scorer = scorer
+        self._warming = Warming(self._seats, self._guidance, template, info.context_size)
         self._jobs: dict[str, Sequence] = {}
         self._events: list[Event] = []
         self._arrivals = 0
@@ -79,6 +83,9 @@ class LlamaModel:
     def submit(self, request: Task) -> None:
         if isinstance(request, Score):
             self._scorer.submit(request)
+            return
+        if isinstance(request, Warm):
+            self._warming.submit(request)
             return
         if not isinstance(request, Generate):
             raise DriverError(f"this model takes no {type(request).__name__}")
@@ -93,6 +100,7 @@ class LlamaModel:
         sampler = sampler_chain(request.sampling, self._weights.vocabulary_size, tokens)
         self._arrivals += 1
         sequence = Sequence(request, tokens, sampler, self._arrivals, guide, dropped_turns)
+        self._warming.came(sequence)
         self._seats.place(sequence)
         self._jobs[request.id] = sequence
 
@@ -106,10 +114,7 @@ class LlamaModel:
         unread = [sequence for sequence in seats.running if not sequence.decoding]
         waiting = sorted((s for s in unread if not seats.awaits(s)), key=lambda sequence: sequence.rank)
         if not waiting:
-            if streams:
-                self._decode()
-            elif unread and not self._scorer and not self._events:
-                seats.wait(MAX_WAIT_S)
+            self._without_prompts(streams, bool(unread), prefill_ms)
             return self._take_events()
         urgent = waiting[0].urgency == 0 and all(s.urgency > 0 for s in streams)
         throttled = bool(streams) and not urgent
@@ -128,6 +133,7 @@ class LlamaModel:
         if sequence:
             self._leave(sequence, ended_well=False)
         self._scorer.cancel(id)
+        self._warming.cancel(id)
         self._events = [event for event in self._events if event.id != id]
 
     def park(self, id: str) -> None:
@@ -147,7 +153,7 @@ class LlamaModel:
         self._seats.store.limit(kv_ram_bytes)
 
     def stats(self) -> Mapping[str, int | float | str]:
-        return {"threads": self._crew.threads, **self._seats.store.stats()}
+        return {"threads": self._crew.threads, **self._seats.store.stats(), **self._warming.stats()}
 
     def interrupt(self) -> None:
         self._context.interrupt()
@@ -173,9 +179,49 @@ class LlamaModel:
             if fits and (len(parts) + 1) * count <= most_tokens:
                 parts.append((sequence, count))
         tokens, work = len(parts) * count, count * _read([sequence for sequence, _ in parts])
+        self._timed(tokens, work, lambda: self._run(parts))
+
+    def _without_prompts(self, streams: list[Sequence], unread: bool, prefill_ms: float | None) -> None:
+        """A step in which no prompt can be read: something ahead for one that may come, or else the streams' turn."""
+        ahead = self._warming.next(streams) if self._warming else None
+        if ahead is not None:
+            tokens = (
+                self._pacer.piece(
+                    throttled=True, context=ahead.start, streams=len(streams), stream_work=_read(streams),
+                    prefill_ms=prefill_ms,
+                )
+                if streams
+                else self._pacer.spare_piece(ahead.start)
+            )  # fmt: skip
+            if tokens:
+                count = _piece(ahead.unread, tokens)
+                self._timed(count, count * ahead.start, lambda: self._read_ahead(ahead, count))
+                return
+        if streams:
+            self._decode()
+        elif (unread or self._warming) and not self._scorer and not self._events:
+            self._seats.wait(MAX_WAIT_S, self._warming.awaited)
+
+    def _read_ahead(self, ahead: Ahead, count: int) -> float | None:
+        """Read `count` tokens onto an empty slot. The seconds it took, None when it did not come to its end."""
+        end = ahead.start + count
+        self._context.add(ahead.wish.tokens[ahead.start : end], ahead.start, ahead.slot, output=False)
+        start = time.perf_counter()
+        code = self._context.decode()
+        if code is Decoded.FAILED:
+            raise DriverError("llama.cpp failed to decode a batch; the model has to be loaded again")
+        seconds = time.perf_counter() - start
+        if code in (Decoded.OK, Decoded.ABORTED):
+            self._warming.done(ahead, end if code is Decoded.OK else ahead.start)
+        else:
+            self._warming.give_up(ahead)
+        return seconds if code is Decoded.OK else None
+
+    def _timed(self, tokens: int, work: int, read: Callable[[], float | None]) -> None:
+        """A piece of prefill, learnt from."""
         expected = self._pacer.expect_prefill(tokens, work)
         self._crew.guard(expected)
-        seconds = self._run(parts)
+        seconds = read()
         usual = self._crew.after(seconds, expected)
         if seconds is None:
             self._pacer.interrupted()
@@ -283,7 +329,7 @@ class LlamaModel:
         self._events.append(Finished(sequence.request.id, "tool" if call else reason, sequence.usage, call))
 
     def _take_events(self) -> list[Event]:
-        events, self._events = self._events, []
+        events, self._events = self._events + self._warming.take(), []
         return events
 
     def _leave(self, sequence: Sequence, *, ended_well: bool) -> None:

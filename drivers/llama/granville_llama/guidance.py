@@ -21,6 +21,13 @@ class Guidance:
         if template is not None and not template.takes_tools:
             self._openings = tuple(weights.tokenize(text, control=False)[0] for text in ('{"', "{"))
 
+    def check(self, tools: Sequence[Tool], choice: str) -> None:
+        """Raises PromptError."""
+        try:
+            check(tools, choice)
+        except GrammarError as error:
+            raise PromptError("bad_request", str(error)) from None
+
     def guide(self, request: Generate) -> Guide | None:
         """None for an answer of any form. Raises PromptError."""
         try:

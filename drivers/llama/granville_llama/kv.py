@@ -2,7 +2,8 @@
 
 One store serves sessions, prompts that begin alike, and parked jobs. What goes first when room is needed is the state
 that would cost least to compute again per byte, the long unused before the fresh (GreedyDual-Size with frequency:
-Cherkasova, HP Labs 1998). States of parked jobs go last of all; their jobs then read their tokens again.
+Cherkasova, HP Labs 1998). What is kept warm goes after all of those, the oldest first. States of parked jobs go last of
+all; their jobs then read their tokens again.
 
 Everything here happens in the model's thread.
 """
@@ -21,6 +22,9 @@ from granville_llama.saved import GONE, ByValue, Saved, saves
 
 log = logging.getLogger(__name__)
 
+WARM_SHARE = 2
+"""One part in so many of what may be in memory can be kept warm."""
+
 
 class KvStore:
     def __init__(self, ram_bytes: int, disk_bytes: int = 0, files: KvFiles | None = None) -> None:
@@ -30,6 +34,10 @@ class KvStore:
         self._parked: dict[str, State] = {}
         self._parked_bytes = 0
         self._in_ram = ByValue()
+        """But for those that are kept warm."""
+        self._warm: dict[Saved, None] = {}
+        """Kept before others, oldest first."""
+        self.warm_bytes = 0
         self._known: dict[str | bytes, Saved] = {}
         """All that are in use, by session or tokens."""
         self._index: PrefixIndex[Saved] = PrefixIndex()
@@ -80,7 +88,7 @@ class KvStore:
 
     # keeping
 
-    def keep(self, label: Label, state: State) -> None:
+    def keep(self, label: Label, state: State) -> Saved:
         """Take a state in. A session's replaces the one before it."""
         saved = Saved(label, len(state), state)
         old = self._known.get(saved.key)
@@ -89,7 +97,7 @@ class KvStore:
                 self._touch(old)
                 if old.state is None:
                     self._hold(old, state)
-                return
+                return old
             saved.uses += old.uses
             self._put_out_of_use(old)
         saved.value = self._age + saved.worth
@@ -97,6 +105,26 @@ class KvStore:
         if label.session is not None and self._disk is not None:
             self._disk.write(saved)  # other prefixes are written when memory has no room for them
         self._hold(saved, state)
+        return saved
+
+    def protect(self, saved: Saved) -> None:
+        """Keep a state in memory before others until `release`, or until newer ones of that kind need its room."""
+        if saved.state is None or saved.size > self.ram_limit // WARM_SHARE:
+            return
+        if saved in self._warm:
+            del self._warm[saved]
+        else:
+            self._in_ram.discard(saved)
+            self.warm_bytes += saved.size
+        self._warm[saved] = None
+        self._bound_warm()
+
+    def release(self, saved: Saved) -> None:
+        """One like the others from now on, and as fresh as one that was just used."""
+        if saved in self._warm:
+            self._leave_warm(saved)
+            saved.value = self._age + saved.worth
+            self._in_ram.add(saved)
 
     def forget_session(self, session: str) -> None:
         saved = self._known.get(session)
@@ -131,6 +159,7 @@ class KvStore:
 
     def limit(self, ram_bytes: int) -> None:
         self.ram_limit = ram_bytes
+        self._bound_warm()
         self._make_room()
 
     def poll(self) -> None:
@@ -144,14 +173,15 @@ class KvStore:
             "kv_ram_bytes": self.ram_bytes,
             "kv_parked_bytes": self._parked_bytes,
             "kv_disk_bytes": self._disk.bytes if self._disk is not None else 0,
-            "kv_states": len(self._in_ram) + len(self._parked),
+            "kv_states": len(self._in_ram) + len(self._warm) + len(self._parked),
+            "kv_warm_bytes": self.warm_bytes,
             "kv_files": len(self._disk) if self._disk is not None else 0,
         }
 
     def close(self) -> None:
         """Bring to disk what is worth it, as far as there is time, and let go of the folder."""
         if self._disk is not None:
-            self._disk.close(sorted(self._in_ram, key=lambda saved: -saved.value))
+            self._disk.close(sorted([*self._in_ram, *self._warm], key=lambda saved: -saved.value))
 
     # room
 
@@ -169,10 +199,20 @@ class KvStore:
             least = self._in_ram.least()
             self._age = max(self._age, least.value)
             self._give_up(least)
+        while self.ram_bytes > self.ram_limit and self._warm:
+            self._give_up(next(iter(self._warm)))
         while self.ram_bytes > self.ram_limit and self._parked:
             id = next(iter(self._parked))
             log.info("parked state given up bytes=%d", len(self._parked[id]))
             self.unpark(id)
+
+    def _bound_warm(self) -> None:
+        while self.warm_bytes > self.ram_limit // WARM_SHARE:
+            self.release(next(iter(self._warm)))
+
+    def _leave_warm(self, saved: Saved) -> None:
+        del self._warm[saved]
+        self.warm_bytes -= saved.size
 
     def _give_up(self, saved: Saved) -> None:
         """Out of memory, and to disk if there is a way."""
@@ -184,6 +224,8 @@ class KvStore:
 
     def _leave_ram(self, saved: Saved) -> None:
         self._in_ram.discard(saved)
+        if saved in self._warm:
+            self._leave_warm(saved)
         self.ram_bytes -= saved.size
         saved.state = None
 

@@ -26,6 +26,8 @@ DECODES_OF_PREFILL = 2.0
 HEADROOM = 0.65
 """Of the allowance is planned for: a piece that takes longer than expected should still be within it. With 0.9 one gap
 in a hundred was four decodes long instead of three."""
+SPARE_S = 0.05
+"""What is read in spare time comes in pieces of so long: a job that comes meanwhile waits for the end of one."""
 MOST_PLANNED = 0.8
 """Of the allowance may a piece of MIN_PIECE_TOKENS be expected to take. One in a hundred takes 1.6 times as long as
 expected: with two decodes allowed its streams then still wait for less than three and a half."""
@@ -171,6 +173,12 @@ class Pacer:
             return min(self._most_tokens, self._free_tokens)
         tokens = self._fitting(context)
         return min(self._most_tokens, tokens) if tokens >= MIN_PIECE_TOKENS else 0
+
+    def spare_piece(self, context: int) -> int:
+        """How many tokens to read when nobody waits for anything, so that whoever comes next does not wait for long."""
+        self._begun = False
+        tokens = self._prefill.tokens_within(SPARE_S, context)
+        return min(self._most_tokens, max(MIN_PIECE_TOKENS, tokens - tokens % PIECE_STEP_TOKENS))
 
     def prefilled(self, tokens: int, work: int, seconds: float, *, learn: bool = True) -> None:
         """A piece of `tokens` was read; `work` sums for its parts their tokens times what each had read before. Not to

@@ -10,6 +10,7 @@ that was generated was computed alone; what follows it depends on that, so only 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from concurrent.futures import FIRST_COMPLETED, Future
 from concurrent.futures import wait as wait_for
 from dataclasses import dataclass
@@ -148,9 +149,9 @@ class Seats:
                 else:
                     self._take(sequence, awaited.saved, state, awaited.usable)
 
-    def wait(self, seconds: float) -> None:
-        """With nothing else to do: until a state has come from disk."""
-        wait_for([awaited.state for awaited in self._awaited.values()], seconds, FIRST_COMPLETED)
+    def wait(self, seconds: float, others: Iterable[Future[State | Exception]] = ()) -> None:
+        """With nothing else to do: until a state has come from disk, one of those that the seats or `others` await."""
+        wait_for([*(awaited.state for awaited in self._awaited.values()), *others], seconds, FIRST_COMPLETED)
 
     def close_ranks(self) -> None:
         """Put the streams on the lowest slots if they are not neighbours. Only before a decode, not when one leaves:
@@ -180,6 +181,58 @@ class Seats:
             if self.on_slots[slot] is None:
                 self._spill(slot, label, 0)
         self.store.close()
+
+    # reading ahead
+
+    def holds(self, slot: int) -> Label:
+        """What an empty slot holds; nothing of one that is taken."""
+        return NOTHING if self.on_slots[slot] else self._left[slot]
+
+    def says(self, tokens: list[int], session: str) -> bool:
+        """Whether an empty slot holds of these tokens something that this session's model has said."""
+        labels = [self.holds(slot) for slot in range(len(self.on_slots))]
+        return any(saves(label, tokens, session) > label.pure for label in labels)
+
+    def lay(self, tokens: list[int], session: str | None) -> int | None:
+        """Put as many of these tokens as are in memory, all of them as they are read, onto an empty slot, and say
+        which; None when every slot is taken."""
+        free = [slot for slot, sequence in enumerate(self.on_slots) if sequence is None]
+        if not free:
+            return None
+        in_place, slot = max((saves(self._left[slot], tokens, None), slot) for slot in free)
+        saved, stored = self.store.find(tokens, session)
+        if saved is not None:
+            stored = min(stored, saved.label.pure) if saved.state is not None else 0
+        other, led = max(
+            ((other, min(other.pure, shared_beginning(tokens, other.tokens))) for other in self.running),
+            key=lambda pair: pair[1],
+            default=(None, 0),
+        )
+        state, count = None, in_place
+        if other is not None and led >= max(in_place, stored) + COPY_TOKENS:
+            state, count = self._context.save(other.slot), led
+        elif saved is not None and stored >= in_place + COPY_TOKENS:
+            state, count = saved.state, stored
+        if state is not None or count < MIN_SHARED_TOKENS:
+            slot = min(free, key=lambda slot: (len(self._left[slot].tokens), -slot))
+            count = count if state is not None else 0
+        self._spill(slot, self._left[slot], 0 if state is not None else count)
+        if state is not None:
+            self._context.trim(slot, 0)
+            if not self._context.restore(slot, state):
+                count = 0
+        self.extend(slot, tokens[:count])
+        return slot
+
+    def extend(self, slot: int, tokens: list[int]) -> None:
+        """An empty slot has these tokens now, or more of them: read as a prompt, for anyone."""
+        kept = self._context.trim(slot, len(tokens))
+        self._left[slot] = Label(tokens[:kept], kept, None)
+
+    def keep(self, slot: int) -> Saved | None:
+        """What an empty slot holds, saved; None where there is no room for it."""
+        state = self._context.save(slot) if self.store.enabled else None
+        return None if state is None else self.store.keep(self._left[slot], state)
 
     # where tokens come from
 
