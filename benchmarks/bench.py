@@ -36,11 +36,12 @@ from benchmarks.settings import Settings
 from benchmarks.startup import start_up
 from benchmarks.stress import critical, left_over, saturated
 from benchmarks.tuned import tuned
+from benchmarks.warming import warm
 
 Scenario = Literal[
     "serving", "leftover", "saturated", "critical", "kernel", "startup",
     "prefix", "longprompt", "urgent", "sessions", "neighbour", "churn", "tuned",
-    "ranking", "isolation",
+    "ranking", "isolation", "warm",
 ]  # fmt: skip
 SCENARIOS: tuple[Scenario, ...] = get_args(Scenario)
 CLIENTS_BY_SLOTS = {8: (1, 4, 8), 16: (16,)}
@@ -150,6 +151,7 @@ def _measure(peers: Peers, settings: Settings, scenarios: tuple[Scenario, ...]) 
         "tuned": partial(tuned, peers, settings),
         "ranking": partial(ranking, peers, settings),
         "isolation": partial(isolation, peers, settings),
+        "warm": partial(warm, peers, settings),
     }
     for name, measure in others.items():
         if name in scenarios:

@@ -16,7 +16,18 @@ from granville.client.background import Background
 from granville.client.callback import Mailbox
 from granville.client.link import Link
 from granville.errors import GranvilleError
-from granville.wire.messages import Control, ControlReply, ErrorReply, Request, Result, encode, parse_reply
+from granville.wire.messages import (
+    ChatMessage,
+    Class,
+    Control,
+    ControlReply,
+    ErrorReply,
+    ModelType,
+    Request,
+    Result,
+    encode,
+    parse_reply,
+)
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +104,29 @@ class Client(Link):
         """Have a model unloaded; returns when it is gone. What runs on it ends first, or, with `force`, ends now with
         NoModel. Raises UnknownModel."""
         await self._ask(Control(op="unload", model_id=model_id, force=force))
+
+    async def warm(
+        self,
+        *,
+        ttl_ms: int,
+        session_id: str | None = None,
+        messages: Sequence[ChatMessage] | None = None,
+        model_id: str | None = None,
+        model_type: ModelType = "inference",
+        tools: Sequence[dict[str, Any]] | None = None,
+        tool_choice: str | dict[str, Any] | None = None,
+        priority: Class | None = None,
+        wait: bool = False,
+    ) -> dict[str, Any]:
+        """Have a session, or what `messages` begin a prompt with, read before a request needs it, and kept for
+        `ttl_ms`. Returns at once (`model_id`, `state`: warming, or cold where there is nothing to keep), or with `wait`
+        when it is done (warm or cold, `prompt_tokens`, `cached_tokens`). Raises Unsupported where a driver cannot."""
+        control = Control(
+            op="warm", ttl_ms=ttl_ms, session_id=session_id, messages=None if messages is None else list(messages),
+            model_id=model_id, model_type=model_type, tools=None if tools is None else list(tools),
+            tool_choice=tool_choice, priority=priority, wait=wait,
+        )  # fmt: skip
+        return await self._ask(control)
 
     async def ping(self) -> str:
         """The daemon's version."""

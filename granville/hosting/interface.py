@@ -322,8 +322,8 @@ class Model(Protocol):
     def info(self) -> ModelInfo: ...
 
     def submit(self, request: Task) -> None:
-        """Take a job into a free slot; the kernel never submits more than `slots`, those that take none not counted. Whatever
-        is wrong with the job comes out of the next step as Failed."""
+        """Take a job into a free slot; the kernel never submits more than `slots`, those that take none not counted.
+        Whatever is wrong with the job comes out of the next step as Failed."""
 
     def step(self, prefill_ms: float | None) -> list[Event]:
         """At most one decode of all running jobs and at most `prefill_ms` of prefill beside them (None: the

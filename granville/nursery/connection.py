@@ -90,6 +90,10 @@ class Connection(Conversation):
             self._pending += 1
             pool.ask(message, partial(self._answer_late, message))
             return
+        if message.op == "warm":
+            self._pending += 1
+            self._desk.warming.ask(message, partial(self._answer_late, message))
+            return
         try:
             reply = control(self._desk, message)
         except GranvilleError as error:

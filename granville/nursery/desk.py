@@ -21,7 +21,7 @@ from granville.nursery.channel import Channel
 from granville.nursery.inference import Inference
 from granville.nursery.ranking import Ranking
 from granville.nursery.rescue import Rescue
-from granville.nursery.tasks import spoken
+from granville.nursery.warming import Warming
 from granville.scheduling.admission import Admission
 from granville.scheduling.backlog import Backlog
 from granville.scheduling.job import ClientKey, Delivery, Job, estimated_cost
@@ -84,6 +84,7 @@ class Desk:
         self.models: list[Inference] = []
         self.rescue = Rescue(self)
         self.ranking = Ranking(self)
+        self.warming = Warming(self)
         self.pool: Pool | None = None
         """Set by the pool itself, which lives in the kernel's tree."""
         self.stop_requested = trio.Event()
@@ -151,11 +152,12 @@ class Desk:
                 self.backlog.settle(job, job.cost - job.request.max_tokens + estimated_cost(written, 0))
         answer, dropped_turns = None, 0
         if isinstance(outcome, Result):
-            answer = Turn("assistant", spoken(outcome), tuple(job.token_ids))
+            answer = Turn("assistant", outcome.spoken, tuple(job.token_ids))
             dropped_turns = outcome.usage.dropped_turns or 0
         next_turn = self.sessions.leave(job, answer, dropped_turns)
         if next_turn is not None:
             self._give_floor(next_turn)
+        self.warming.turn_ended(job)
         self.rescue.ended(job)
         self._note_progress()
 
@@ -285,6 +287,7 @@ class Desk:
             },
             "sessions": len(self.sessions),
             "ranking": self.ranking.status(),
+            "warm": self.warming.status(),
             "models": [self._model_status(model, now) for model in self.models],
             "connections": {"open": counters["connections"], "limit": self.config.max_connections},
             "callbacks": {

@@ -10,7 +10,7 @@ import trio
 
 from granville.errors import DriverFailed, Internal
 from granville.hosting.floor import Released, StepEvent
-from granville.hosting.interface import Audio, DriverError, Failed, Finished, Message, Model, Output, Token
+from granville.hosting.interface import Audio, DriverError, Failed, Finished, Message, Model, Output, Token, Warm
 from granville.hosting.isolated import IsolatedModel
 from granville.nursery.scores import Scores
 from granville.nursery.stepper import Stepper
@@ -99,6 +99,7 @@ class Inference:
         self._closed = True
         self._closing.set()
         self.entry.state = "stopped"
+        self._desk.warming.model_gone(self)
         if self._stepper is not None:
             self._stepper.close()
 
@@ -139,6 +140,7 @@ class Inference:
         conversation = self._desk.sessions.conversation(job, self.entry.id)
         messages = tuple(Message(turn.role, turn.content, turn.token_ids) for turn in conversation)
         self._stepper.submit(to_task(key, job, messages))
+        self._desk.warming.turn_began(job)
 
     async def score(self, prompt: str, labels: tuple[str, ...]) -> list[float] | None:
         """How likely each label is to follow the prompt, beside the jobs; None when the model is not there or fails
@@ -146,6 +148,16 @@ class Inference:
         if self._stepper is None or self.entry.state != "ready":
             return None
         return await self._scores.ask(self._stepper, prompt, labels)
+
+    def warm(self, task: Warm) -> None:
+        """Have the driver keep a prompt's beginning, or a session's state, beside the jobs."""
+        if self._stepper is not None and self.entry.state == "ready":
+            self._stepper.submit(task)
+
+    def cool(self, key: str) -> None:
+        """Have it keep that no longer."""
+        if self._stepper is not None:
+            self._stepper.cancel(key)
 
     def cancel(self, job: Job) -> None:
         """Take a job off its slot at the next step; the slot counts as busy until then. Or forget a parked one."""
@@ -194,6 +206,7 @@ class Inference:
                 ("tools", can.tools),
                 ("park", can.park),
                 ("score", can.score),
+                ("warm", can.warm),
                 ("drop_oldest", can.drop_oldest),
                 ("resume", can.resume),
             )
@@ -205,6 +218,7 @@ class Inference:
         if self._desk.pool is not None:
             self._desk.pool.loaded(entry)
         self._desk.ranking.model_ready(self)
+        self._desk.warming.model_ready(self)
         log.info("model ready model=%s slots=%d context_size=%d", entry.id, entry.slots, entry.context_size)
 
     def _lost(self, error: Exception) -> None:
@@ -252,7 +266,7 @@ class Inference:
             self._desk.channel.dispatch()
 
     def _on_event(self, event: StepEvent) -> None:
-        if self._scores.take(event):
+        if self._scores.take(event) or self._desk.warming.take(event):
             return
         if isinstance(event, Token | Audio):
             job = self._jobs.get(event.id)

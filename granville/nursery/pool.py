@@ -91,7 +91,7 @@ class Pool:
 
     def __init__(self, desk: Desk, nursery: trio.Nursery, planner: Planner | None = None) -> None:
         self._desk = desk
-        self._nursery = nursery
+        self.nursery = nursery
         self._planner = planner
         self._members: dict[str, _Member] = {}
         self._operations = 0
@@ -103,7 +103,7 @@ class Pool:
         members = [self._join(plan, persistent=len(plans) > 1) for plan in plans]
         for member in members:
             try:
-                await self._nursery.start(self._keep, member)
+                await self.nursery.start(self._keep, member)
             except DriverError as error:
                 raise StartupError(_sentence(member, error)) from error
             member.loaded.set()
@@ -118,7 +118,7 @@ class Pool:
             reply(QueueFull(f"{MAX_OPERATIONS} models are being loaded or unloaded", retry_after_ms=1000))
             return
         self._operations += 1
-        self._nursery.start_soon(self._operate, message, reply)
+        self.nursery.start_soon(self._operate, message, reply)
 
     def loaded(self, entry: ModelEntry) -> None:
         """A model is ready, for the first time or again."""
@@ -176,7 +176,7 @@ class Pool:
     async def _load_member(self, member: _Member) -> None:
         entry = member.inference.entry
         try:
-            await self._nursery.start(self._keep, member)
+            await self.nursery.start(self._keep, member)
         except DriverError as error:
             log.warning("model not loaded model=%s error=%s", entry.id, error)
             member.failure = DriverFailed(_sentence(member, error))
@@ -198,7 +198,7 @@ class Pool:
             entry.drains = entry.state == "ready"
             entry.state = "unloading"
             self._desk.rescue.vacate(entry.id)
-            self._nursery.start_soon(self._wind_up, member)
+            self.nursery.start_soon(self._wind_up, member)
         if message.force:
             for job in member.inference.jobs():
                 self._desk.end(job, NoModel(f"the model {entry.id} has been unloaded while this job was running"))

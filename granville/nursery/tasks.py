@@ -22,8 +22,10 @@ from granville.hosting.interface import (
     Task,
     Tool,
     Transcribe,
+    Warm,
 )
 from granville.scheduling.job import Job
+from granville.scheduling.priority import Priority
 from granville.scheduling.roster import ModelEntry
 from granville.wire.forms import schema_json
 from granville.wire.messages import Request, Result, Usage, chat_json
@@ -65,11 +67,27 @@ def to_task(key: str, job: Job, messages: tuple[Message, ...]) -> Task:
         session=request.session_id,
         reset_cache=request.reset_cache,
         constraint=_constraint(request),
-        tools=tuple(Tool(tool["name"], tool["description"], tool["parameters"]) for tool in request.tools or ()),
+        tools=_tools(request),
         tool_choice=str(request.tool_choice or "auto"),
         drop_oldest=request.overflow == "drop_oldest",
         produced=tuple(job.token_ids),
     )
+
+
+def to_warm(key: str, request: Request, messages: tuple[Message, ...]) -> Warm:
+    """What is to be kept of a request that begins like those to come; of its class, or the lowest."""
+    return Warm(
+        id=key,
+        messages=messages,
+        session=request.session_id,
+        tools=_tools(request),
+        tool_choice=str(request.tool_choice or "auto"),
+        urgency=int(Priority.LOW if request.priority is None else Priority.of(request.priority)),
+    )
+
+
+def _tools(request: Request) -> tuple[Tool, ...]:
+    return tuple(Tool(tool["name"], tool["description"], tool["parameters"]) for tool in request.tools or ())
 
 
 def _constraint(request: Request) -> Constraint | None:
@@ -123,13 +141,6 @@ def _output(job: Job, event: Output) -> object:
         raise DriverFailed(f"the driver gave {len(value)} values where {asked} were asked for")
     # One text asks for one vector, a list of them for a list.
     return value if request.model_type == "rerank" or request.text is None else value[0]
-
-
-def spoken(result: Result) -> str:
-    """What the model has said, as its session remembers it: its text, or its call."""
-    if result.tool_id == "__chat__":
-        return result.text
-    return f'{{"name": {msgspec.json.encode(result.tool_id).decode()}, "arguments": {result.tool_input_json}}}'
 
 
 def to_error(event: Failed) -> GranvilleError:

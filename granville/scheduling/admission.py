@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from granville.errors import Conflict, QueueFull, ShuttingDown, UnknownJob
+from granville.errors import Conflict, NoModel, QueueFull, ShuttingDown, UnknownJob, Unsupported
 from granville.scheduling.backlog import Backlog
 from granville.scheduling.job import ClientKey, Delivery, Job, expected_cost
 from granville.scheduling.memory import Held, MemoryBudget
 from granville.scheduling.priority import Priority
-from granville.scheduling.roster import Roster
+from granville.scheduling.roster import ModelEntry, Roster
 from granville.scheduling.routing import Router
 from granville.scheduling.sessions import Sessions
 from granville.wire.messages import Request, same_work
@@ -176,6 +176,19 @@ class Admission:
             self.held.give_back(self._sizes[job.id])
             self._sizes[job.id] += more_bytes
             self.held.take(self._sizes[job.id])
+
+    def likely(self, request: Request, feature: str) -> ModelEntry:
+        """The model that would run such a request if it came now. Raises what Roster.able raises, Unsupported where
+        none has the feature, NoModel where it is not ready."""
+        able = [entry for entry in self.roster.able(request) if feature in entry.features or not entry.slots]
+        if not able:
+            raise Unsupported(f"op: the model cannot keep anything {feature}")
+        known = self.sessions.known(request.session_id)
+        holder = [entry for entry in able if request.model_id is None and known and entry.id == known.model_id]
+        ready = [entry for entry in holder or able if entry.state == "ready"]
+        if not ready:
+            raise NoModel("the model is being loaded; ask again when it is ready")
+        return holder[0] if holder else self.router.likely(request, ready)
 
     def forget(self, job: Job) -> None:
         """The job's terminal message has been delivered, or its reader is gone: its id is free again."""

@@ -49,15 +49,23 @@ class Router:
         best = max(able, key=lambda entry: (entry.state == "ready", entry.slots > 0, entry.slots - len(entry.running)))
         return best.id
 
+    def likely(self, request: Request, ready: list[ModelEntry]) -> ModelEntry:
+        """Which of the ready models a new job would run on, if it came now; nothing changes."""
+        if request.model_id is None and self.strategy == "round-robin":
+            return self.roster[self._turn(request.model_type, ready)]
+        return max(ready, key=lambda entry: entry.free)
+
     def _next(self, type: str, ready: list[ModelEntry]) -> str:
+        turn = self._last[type] = self._turn(type, ready)
+        return turn
+
+    def _turn(self, type: str, ready: list[ModelEntry]) -> str:
         """The first ready model after the one that had the last turn, in the order in which they were given."""
         order = [entry.id for entry in self.roster]
         last = self._last.get(type)
         start = order.index(last) + 1 if last in order else 0
         ids = {entry.id for entry in ready}
-        turn = next(id for id in (*order[start:], *order[:start]) if id in ids)
-        self._last[type] = turn
-        return turn
+        return next(id for id in (*order[start:], *order[:start]) if id in ids)
 
 
 def can_ever_run(roster: Roster, request: Request) -> bool:

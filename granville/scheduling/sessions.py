@@ -134,9 +134,11 @@ class Sessions:
         turn = Turn("user", request.text or "")
         if request.session_id is None or request.reset_cache:
             return (turn,)
-        if model_id == transcript.model_id:
-            return (*transcript.turns, turn)
-        return (*(replace(said, token_ids=()) for said in transcript.turns), turn)
+        return (*_as_read_by(model_id, transcript), turn)
+
+    def history(self, id: str, model_id: str) -> tuple[Turn, ...]:
+        """All that was said in a session between two turns, as a model reads it; nothing of one that is not known."""
+        return _as_read_by(model_id, self.known(id) or Transcript())
 
     def leave(self, job: Job, answer: Turn | None, dropped_turns: int = 0) -> Job | None:
         """A job of a session has ended, with its answer or without one; so many of the oldest turns were left out for
@@ -157,6 +159,13 @@ class Sessions:
             return session.turns[0] if had_floor else None
         del self._live[id]
         return None
+
+
+def _as_read_by(model_id: str | None, transcript: Transcript) -> tuple[Turn, ...]:
+    """Tokens go only to the model that they are of."""
+    if model_id == transcript.model_id:
+        return transcript.turns
+    return tuple(replace(said, token_ids=()) for said in transcript.turns)
 
 
 class Spoken(Protocol):
@@ -180,5 +189,13 @@ def without_oldest(turns: Iterable[S], count: int) -> list[S]:
 
 def _with_tokens(told: tuple[Turn, ...], known: tuple[Turn, ...]) -> tuple[Turn, ...]:
     """A history as a client tells it, with the tokens of those answers in it that are known from here."""
-    tokens = {(turn.role, turn.content): turn.token_ids for turn in known if turn.token_ids}
-    return tuple(replace(turn, token_ids=tokens.get((turn.role, turn.content), ())) for turn in told)
+    tokens: dict[tuple[str, str], deque[tuple[int, ...]]] = {}
+    for turn in known:  # in their order, for two answers may read the same
+        if turn.token_ids:
+            tokens.setdefault((turn.role, turn.content), deque()).append(turn.token_ids)
+
+    def said(turn: Turn) -> tuple[int, ...]:
+        left = tokens.get((turn.role, turn.content), deque([()]))
+        return left.popleft() if len(left) > 1 else left[0]
+
+    return tuple(replace(turn, token_ids=said(turn)) for turn in told)

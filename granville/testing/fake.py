@@ -39,9 +39,11 @@ from granville.hosting.interface import (
     Token,
     Transcribe,
     Usage,
+    Warm,
     shortened,
 )
 from granville.nursery.stepper import Command, Commanded, EventSink
+from granville.testing.fake_warmth import FakeWarmth
 from granville.testing.sound import last_word, rate_of, said_words, spoken
 
 NO_CHAT = ("embedding", "rerank", "stt", "tts")
@@ -73,6 +75,8 @@ class FakePlan:
     fault: Fault | None = None
     fault_after_steps: int = 0
     """The step, counted from 1 over all lives of the driver, that has the fault; once only."""
+    warm: bool = True
+    """Whether it takes `Warm`; what it has read so is not read again."""
     scores: bool = False
     """Whether it takes `Score`; a label is the likelier the nearer to the prompt's end it was mentioned."""
     score_s: float = 0.0
@@ -87,6 +91,7 @@ class _Job:
     words: list[str]
     prompt_tokens: int
     dropped_turns: int = 0
+    cached: int = 0
     prefilled: int = 0
     emitted: int = 0
 
@@ -101,6 +106,7 @@ class FakeModel:
             park=plan.park,
             messages=plan.messages and spec.type not in NO_CHAT,
             score=plan.scores,
+            warm=plan.warm and plan.messages and spec.type not in NO_CHAT,
             drop_oldest=plan.messages and spec.type not in NO_CHAT,
             resume=plan.resume,
         )
@@ -119,8 +125,12 @@ class FakeModel:
         self._parked: dict[str, _Job] = {}
         self._events: list[Event] = []
         self._questions: list[Score] = []
+        self.warmth = FakeWarmth(plan.prefill_token_s)
 
     def submit(self, request: Task) -> None:
+        if isinstance(request, Warm):
+            self.warmth.submit(request)
+            return
         if isinstance(request, Score):
             self._questions.append(request)
             return
@@ -144,7 +154,8 @@ class FakeModel:
             self._events.append(Failed(request.id, "prompt_too_long", text))
             return
         said = len(request.produced) if isinstance(request, Generate) else 0
-        self._running[request.id] = _Job(request, words, prompt, dropped_turns, emitted=said)
+        cached = self.warmth.came(request) if isinstance(request, Generate) and not dropped_turns else 0
+        self._running[request.id] = _Job(request, words, prompt, dropped_turns, cached, cached, emitted=said)
 
     def step(self, prefill_ms: float | None) -> list[Event]:
         self._interrupted.clear()
@@ -159,6 +170,9 @@ class FakeModel:
         self._score()
         self._prefill(prefill_ms)
         self._decode()
+        if not self._running and not self._events:
+            self.elapsed_s += self.warmth.read()
+        self._events += self.warmth.take()
         self._sleep()
         events, self._events = self._events, []
         return events
@@ -167,6 +181,7 @@ class FakeModel:
         self._running.pop(id, None)
         self._parked.pop(id, None)
         self._questions = [question for question in self._questions if question.id != id]
+        self.warmth.cancel(id)
 
     def park(self, id: str) -> None:
         if id in self._running:
@@ -183,6 +198,7 @@ class FakeModel:
         return {
             "running": len(self._running),
             "kv_parked_bytes": sum(job.prompt_tokens for job in self._parked.values()) * self._plan.token_bytes,
+            **self.warmth.stats(),
         }
 
     def interrupt(self) -> None:
@@ -257,7 +273,7 @@ class FakeModel:
                 self._events.append(Output(id, last_word(request, job.words), Usage()))
                 return
             reason: FinishReason = "stop" if upto == len(job.words) else "length"
-            self._events.append(Finished(id, reason, Usage(job.prompt_tokens, 0, upto, job.dropped_turns)))
+            self._events.append(Finished(id, reason, Usage(job.prompt_tokens, job.cached, upto, job.dropped_turns)))
 
     def _sleep(self) -> None:
         if not self._sleeps or self.elapsed_s == 0:

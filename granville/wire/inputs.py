@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from granville.errors import BadRequest
 
 if TYPE_CHECKING:
-    from granville.wire.messages import Request
+    from granville.wire.messages import Control, Request
 
 ANSWERS_ONLY = (
     "messages", "documents", "session_id", "reset_cache", "overflow", "stop", "grammar", "json_schema", "tools",
@@ -29,9 +29,9 @@ def check_inputs(request: Request) -> None:
         if getattr(request, name) not in (None, False):
             raise BadRequest(f"{name}: not with model_type {kind}, which would pass over it; leave it out")
     if kind in ("inference", "ranker"):
-        _require_one(request, "text", "messages", "give `text` (a string) or `messages` (a list of {role, content})")
+        require_one(request, "text", "messages", "give `text` (a string) or `messages` (a list of {role, content})")
     elif kind == "embedding":
-        _require_one(request, "text", "documents", "give `text` (a string) or `documents` (a list of strings)")
+        require_one(request, "text", "documents", "give `text` (a string) or `documents` (a list of strings)")
     elif kind == "rerank":
         if request.text is None:
             raise BadRequest("text: missing; it is the query that the documents are to answer")
@@ -44,7 +44,7 @@ def check_inputs(request: Request) -> None:
 
 
 def _check_recording(request: Request) -> None:
-    _require_one(
+    require_one(
         request, "audio", "audio_path", "give `audio` (a recording's bytes) or `audio_path` (a file, by Unix socket)"
     )
     if request.audio is not None and not request.audio:
@@ -55,7 +55,7 @@ def _check_recording(request: Request) -> None:
         )
 
 
-def _require_one(request: Request, one: str, other: str, advice: str) -> None:
+def require_one(request: Request | Control, one: str, other: str, advice: str) -> None:
     given = [name for name in (one, other) if getattr(request, name) is not None]
     if not given:
         raise BadRequest(f"{one}: missing; {advice}")

@@ -11,7 +11,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from granville.errors import BadRequest, GranvilleError, from_wire
 from granville.wire.forms import check_constraint, plain_choice, plain_tools
-from granville.wire.inputs import check_inputs
+from granville.wire.inputs import check_inputs, require_one
 
 MAX_ID_CHARS = 128
 MAX_NAME_CHARS = 256
@@ -21,6 +21,7 @@ MAX_STOP_STRINGS = 16
 MAX_DOCUMENTS = 1024
 MAX_NESTING = 32
 MAX_PATH_CHARS = 4096
+MAX_WARM_MS = 600_000
 MAX_SLOTS = 1024
 """Of a model that a control operation loads."""
 
@@ -79,7 +80,7 @@ class Request(Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Control(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """An operation on the daemon itself; `rid` comes back in its reply."""
 
-    op: Literal["models", "status", "cancel", "ping", "drain", "load", "unload"]
+    op: Literal["models", "status", "cancel", "ping", "drain", "load", "unload", "warm"]
     rid: str | int | None = None
     id: Id | None = None
     model: Annotated[str, Meta(min_length=1, max_length=MAX_PATH_CHARS)] | None = None
@@ -87,8 +88,27 @@ class Control(Struct, frozen=True, kw_only=True, omit_defaults=True):
     slots: Annotated[int, Meta(ge=1, le=MAX_SLOTS)] | None = None
     context_size: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
     model_id: Name | None = None
-    """unload."""
+    """unload, warm."""
     force: bool = False
+    session_id: Name | None = None
+    """warm: this and what follows, as a request will have them."""
+    messages: Annotated[list[ChatMessage], Meta(min_length=1, max_length=MAX_MESSAGES)] | None = None
+    model_type: ModelType = "inference"
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    priority: Class | None = None
+    ttl_ms: Annotated[int, Meta(ge=1, le=MAX_WARM_MS)] | None = None
+    wait: bool = False
+    """warm: reply when it is done."""
+
+    @property
+    def prompt(self) -> Request:
+        """warm: a request that begins like those to come. Raises BadRequest."""
+        request = Request(
+            id="warm", messages=self.messages, session_id=self.session_id, model_id=self.model_id,
+            model_type=self.model_type, tools=self.tools, tool_choice=self.tool_choice, priority=self.priority,
+        )  # fmt: skip
+        return _with_plain_form(request)
 
 
 class Ack(Struct, frozen=True):
@@ -130,6 +150,14 @@ class Result(Struct, frozen=True):
             return None
         return self.tool_id, msgspec.json.decode(self.tool_input_json, type=dict[str, Any])
 
+    @property
+    def spoken(self) -> str:
+        """What the model has said, text or call, as its session remembers it: whoever sends the conversation as
+        `messages` gives this as the assistant's turn, and what was kept of it fits."""
+        if self.tool_id == "__chat__":
+            return self.text
+        return f'{{"name": {msgspec.json.encode(self.tool_id).decode()}, "arguments": {self.tool_input_json}}}'
+
 
 class Delta(Struct, frozen=True):
     id: str
@@ -166,7 +194,7 @@ _EXPECTED = {
     "priority": "null or one of critical, high, normal, low",
     "model_type": "one of " + ", ".join(get_args(ModelType)),
     "overflow": "null, error or drop_oldest",
-    "op": "models, status, cancel, ping, drain, load or unload",
+    "op": "models, status, cancel, ping, drain, load, unload or warm",
 }
 
 
@@ -241,14 +269,16 @@ def parse_reply(value: object) -> Reply:
 
 
 def _request(value: dict[str, Any]) -> Request:
-    priority = value.get("priority")
-    if isinstance(priority, str):
-        value["priority"] = priority.lower()
-    request = _with_plain_form(_convert(value, Request))
+    request = _with_plain_form(_convert(_with_lower_case(value), Request))
     if request.overflow == "error":  # as without it
         request = msgspec.structs.replace(request, overflow=None)
     check_inputs(request)
     return request
+
+
+def _with_lower_case(value: dict[str, Any]) -> dict[str, Any]:
+    priority = value.get("priority")
+    return value | {"priority": priority.lower()} if isinstance(priority, str) else value
 
 
 def _with_plain_form(request: Request) -> Request:
@@ -263,13 +293,20 @@ def _with_plain_form(request: Request) -> Request:
 
 
 def _control(value: dict[str, Any]) -> Control:
-    control = _convert(value, Control)
+    control = _convert(_with_lower_case(value), Control)
     if control.op == "cancel" and control.id is None:
         raise BadRequest("id: missing; `cancel` needs the id of a job")
     if control.op == "load" and control.model is None:
         raise BadRequest("model: missing; `load` needs a model, as [type:][id:]path")
     if control.op == "unload" and control.model_id is None:
         raise BadRequest("model_id: missing; `unload` needs the id of a model, as `models` lists it")
+    if control.op == "warm":
+        require_one(
+            control, "session_id", "messages", "`warm` needs a session or the messages that a prompt begins with"
+        )
+        if control.ttl_ms is None:
+            raise BadRequest(f"ttl_ms: missing; say for how long to keep it warm, 1 to {MAX_WARM_MS} milliseconds")
+        _ = control.prompt  # what is wrong with its tools
     return control
 
 

@@ -212,3 +212,19 @@ def test_memory_for_transcripts_is_bounded() -> None:
     assert talk(sessions, session_id="a", text="again", answer=None) == ["user: again"]
     talk(sessions, session_id="d", text="x" * 3000, answer="y")
     assert len(sessions) == 0
+
+
+def test_answers_that_read_alike_keep_their_own_tokens() -> None:
+    sessions = make_sessions()
+    for text, token_ids in (("a", (1, 2)), ("b", (3,)), ("c", (4,))):
+        job = turn("s", text)
+        sessions.arrive(job)
+        job.model_id = "m"
+        sessions.leave(job, Turn("assistant", "yes" if text != "c" else "no", token_ids))
+    told = [ChatMessage(each.role, each.content) for each in sessions.history("s", "m")]
+    job = turn("s", "d", messages=[*told, ChatMessage("user", "d"), ChatMessage("assistant", "yes")])
+    sessions.arrive(job)
+    read = [each.token_ids for each in sessions.conversation(job, "m") if each.role == "assistant"]
+    assert read == [(1, 2), (3,), (4,), (3,)]
+    assert not any(each.token_ids for each in sessions.history("s", "another"))
+    assert sessions.history("nobody", "m") == ()

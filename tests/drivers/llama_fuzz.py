@@ -159,7 +159,7 @@ class Machine:
 
         context.decode = disturbed  # type: ignore[method-assign]
         model._pacer.piece = self._piece  # type: ignore[method-assign]
-        model._pacer.spare_piece = lambda _: self._piece(throttled=False)  # type: ignore[method-assign]
+        model._pacer.spare_piece = lambda context: self._piece(throttled=False)  # type: ignore[method-assign]
         disk = model._seats.store._disk
         if disk is not None and self.plan.bad_disk:
             write = disk._files.write

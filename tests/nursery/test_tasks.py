@@ -21,7 +21,7 @@ from granville.hosting.interface import (
     ToolCall,
 )
 from granville.hosting.interface import Usage as DriverUsage
-from granville.nursery.tasks import spoken, to_result, to_task
+from granville.nursery.tasks import to_result, to_task
 from granville.scheduling.job import Job
 from granville.scheduling.roster import ModelEntry
 from granville.wire.messages import Request, Result, Usage, encode, parse_reply
@@ -111,7 +111,7 @@ def test_tools_and_a_call() -> None:
     assert isinstance(result, Result)
     assert (result.tool_id, result.tool_input_json, result.finish_reason) == ("now", arguments, "tool")
     assert result.call == ("now", {"zone": "UTC"})
-    assert spoken(result) == '{"name": "now", "arguments": {"zone": "UTC"}}'
+    assert result.spoken == '{"name": "now", "arguments": {"zone": "UTC"}}'
     words = to_result(asked, BERT, Finished("7", "stop", DriverUsage()))
     assert isinstance(words, Result)
     assert (words.tool_id, words.call) == ("__chat__", None)

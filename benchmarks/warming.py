@@ -1,0 +1,108 @@
+"""What it is worth to say beforehand what comes: the time to the first token behind a prompt or in a session that was
+kept warm, and without that."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+
+import trio
+
+from benchmarks.contention import PARAGRAPH
+from benchmarks.peers import Peers
+from benchmarks.processes import BenchError, granville
+from benchmarks.report import Figure, Goal
+from benchmarks.settings import Settings
+from granville.client import Client, Request, connect
+from granville.client.address import new_id
+from granville.wire.messages import ChatMessage
+
+PARAGRAPHS = 12
+"""About 560 tokens."""
+ANSWER_TOKENS = 16
+TTL_MS = 60_000
+STATES = ("on disk", "lost")
+"""Of a session, when the daemon has been started again: its KV state is there, or only what was said."""
+SUBJECTS = ("warmed", "cold")
+
+
+def warm(peers: Peers, settings: Settings) -> list[Figure]:
+    """A system prompt that nobody has asked behind, and sessions that were not used since the daemon's start."""
+    seen: dict[str, dict[str, list[float]]] = {}
+    for number in range(settings.rounds):
+        order = SUBJECTS if number % 2 else SUBJECTS[::-1]
+        for state in STATES:
+            with tempfile.TemporaryDirectory(prefix="granville-bench-warm-") as folder:
+                flags = [str(peers.model), "--slots", "8", "--kv-dir", folder, *settings.driver_flags]
+                with granville(flags, "granville-warm-before") as server:
+                    trio.run(_talk, server.address)
+                if state == "lost":
+                    for path in Path(folder).rglob("*.kv"):
+                        path.unlink()
+                with granville(flags, "granville-warm") as server:
+                    trio.run(_measure, server.address, seen, f"a session whose state is {state}", order)
+                    if state == STATES[0]:
+                        trio.run(_measure, server.address, seen, "behind a system prompt", order)
+    return [
+        Figure(
+            scenario=f"Time to first token with about {PARAGRAPHS * 47} tokens before it",
+            name=name,
+            unit="ms",
+            values={subject: values[subject] for subject in SUBJECTS},
+            goals=[] if "on disk" in name else [Goal(0.25, "at most", "cold")],
+            note=f"To warm it took {values['warming'][0]:.0f} ms in the first round.",
+        ).conclude()
+        for name, values in seen.items()
+    ]
+
+
+async def _talk(address: str) -> None:
+    """A first turn of each session."""
+    async with connect(address) as client:
+        for subject in SUBJECTS:
+            await client.submit(_request(_story(subject), "What is this about?", session_id=subject))
+
+
+async def _measure(address: str, seen: dict[str, dict[str, list[float]]], name: str, order: tuple[str, ...]) -> None:
+    values = seen.setdefault(name, {subject: [] for subject in (*SUBJECTS, "warming")})
+    async with connect(address) as client:
+        await client.submit(Request(id=new_id(), text="hello", max_tokens=4))
+        for subject in order:
+            if "session" in name:
+                request = Request(
+                    id=new_id(), text="What did the keeper do?", session_id=subject, max_tokens=ANSWER_TOKENS
+                )
+                wish = {"session_id": subject}
+            else:
+                story = _story(new_id())
+                request = _request(story, "What did the keeper do?")
+                wish = {"messages": [story]}
+            if subject == "warmed":
+                began = time.perf_counter()
+                reply = await client.warm(**wish, ttl_ms=TTL_MS, wait=True)
+                values["warming"].append(1000 * (time.perf_counter() - began))
+                if reply["state"] != "warm":
+                    raise BenchError(f"{name} is not warm: {reply}")
+            values[subject].append(1000 * await _first_token_s(client, request))
+
+
+async def _first_token_s(client: Client, request: Request) -> float:
+    began = time.perf_counter()
+    first = None
+    async with client.stream(request) as answer:
+        async for _ in answer:
+            if first is None:
+                first = time.perf_counter() - began
+    if first is None:
+        raise BenchError(f"{request.id} had no answer")
+    return first
+
+
+def _story(name: str) -> ChatMessage:
+    return ChatMessage("system", f"Story {name}. {PARAGRAPH * PARAGRAPHS}")
+
+
+def _request(story: ChatMessage, question: str, session_id: str | None = None) -> Request:
+    messages = [story, ChatMessage("user", question)]
+    return Request(id=new_id(), messages=messages, session_id=session_id, max_tokens=ANSWER_TOKENS)
