@@ -6,6 +6,7 @@ from __future__ import annotations
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import trio
 
@@ -73,7 +74,7 @@ async def _measure(address: str, seen: dict[str, dict[str, list[float]]], name: 
                 request = Request(
                     id=new_id(), text="What did the keeper do?", session_id=subject, max_tokens=ANSWER_TOKENS
                 )
-                wish = {"session_id": subject}
+                wish: dict[str, Any] = {"session_id": subject}
             else:
                 story = _story(new_id())
                 request = _request(story, "What did the keeper do?")
