@@ -22,9 +22,6 @@ from typing import Any
 import cyclopts
 import msgspec
 import trio
-from granville.crucible.journal.records import StepRecord
-from granville.crucible.journal.runs import Journal
-from granville.crucible.running.runner import Runner, open_runner
 from granville.crucible.tools.toolbox import toolboxes
 from granville.crucible.workflow.reading import read_workflow
 
@@ -33,6 +30,9 @@ from benchmarks.processes import BenchError, Child, granville
 from benchmarks.report import Figure, Goal, Results, publish
 from granville.client import Client, connect
 from granville.client.address import new_id
+from granville.crucible.journal.records import StepRecord
+from granville.crucible.journal.runs import Journal
+from granville.crucible.running.runner import Runner, open_runner
 from granville.crucible.workflow.model import Repeat, Workflow
 from granville.models.store import obtain
 from granville.wire.messages import ChatMessage, Request, Result

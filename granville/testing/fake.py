@@ -68,10 +68,8 @@ class FakePlan:
     park: bool = True
     resume: bool = False
     """Whether it goes on with what a job had said before a failure."""
-    messages: bool = True
-    """Whether it takes whole conversations, which can be shortened."""
-    token_bytes: int = 0
-    """What a token of a parked job takes."""
+    messages: bool = True  # whether it takes whole conversations, which can be shortened
+    token_bytes: int = 0  # of a parked job
     fault: Fault | None = None
     fault_after_steps: int = 0
     """The step, counted from 1 over all lives of the driver, that has the fault; once only."""
@@ -81,8 +79,7 @@ class FakePlan:
     """Whether it takes `Score`; a label is the likelier the nearer to the prompt's end it was mentioned."""
     score_s: float = 0.0
     score_fails: bool = False
-    fault_word: str | None = None
-    """A job whose prompt has this word has the fault, whenever it runs."""
+    fault_word: str | None = None  # in a job's prompt: it has the fault, whenever it runs
 
 
 @dataclass(slots=True)

@@ -16,8 +16,8 @@ from granville.crucible.journal.runs import Journal
 from granville.crucible.running.runner import Runner, open_runner
 from granville.crucible.tools.interface import Call, Tool, Toolbox, ToolFailed
 from granville.crucible.workflow.model import Step, Workflow
-from granville.errors import NoDaemon
 from granville.doors.peer import Peer
+from granville.errors import NoDaemon
 from granville.nursery.connection import Connection
 from granville.scheduling.job import Job
 from granville.testing.kernel import Kernel
@@ -53,8 +53,8 @@ class Place:
         if kernel is not None:
             accept = kernel.desk.accept
 
-            def noted(request: Request, *more: Any) -> Job:
-                job = accept(request, *more)
+            def noted(request: Request, *more: Any, **named: Any) -> Job:
+                job = accept(request, *more, **named)
                 self.requests.append(request)
                 return job
 

@@ -442,23 +442,22 @@ async def test_so_many_runs_and_no_more_and_all_get_their_turn(journal: Journal)
 
 
 async def test_a_wide_run_does_not_hold_up_a_narrow_one(journal: Journal) -> None:
-    async with running_kernel(slots=4, decode_s=0.1) as kernel:
-        async with runner(journal, Place(kernel)) as running:
-            wide = await running.start(
-                workflow(
-                    Step(
-                        id="each",
-                        for_each=ForEach(items="range(64) | list", parallel=64),
-                        steps=(says("inner", "{{ item }}", for_each=ForEach(items="range(8) | list", parallel=8)),),
-                    )
-                ),
-                {},
-            )
-            await trio.sleep(1)
-            assert len(kernel.desk.admission) == 256
-            narrow = await running.start(workflow(says("a", "x!"), priority="critical"), {})
-            begun = trio.current_time()
-            assert (await narrow.finish()).state == "finished"
-            assert trio.current_time() - begun < 1
-            assert not wide.is_done
-            assert (await wide.finish()).state == "finished"
+    async with running_kernel(slots=4, decode_s=0.1) as kernel, runner(journal, Place(kernel)) as running:
+        wide = await running.start(
+            workflow(
+                Step(
+                    id="each",
+                    for_each=ForEach(items="range(64) | list", parallel=64),
+                    steps=(says("inner", "{{ item }}", for_each=ForEach(items="range(8) | list", parallel=8)),),
+                )
+            ),
+            {},
+        )
+        await trio.sleep(1)
+        assert len(kernel.desk.admission) == 256
+        narrow = await running.start(workflow(says("a", "x!"), priority="critical"), {})
+        begun = trio.current_time()
+        assert (await narrow.finish()).state == "finished"
+        assert trio.current_time() - begun < 1
+        assert not wide.is_done
+        assert (await wide.finish()).state == "finished"
