@@ -91,6 +91,7 @@ SCOPE: dict[str, Any] = {
         ("(1, 2)", [1, 2]),
         ("sound", b"RIFF"),
         ("[1, 1, 2] | unique", [1, 2]),
+        ("[[1], [], [2, [3]]] | flat", [1, 2, [3]]),
         ("people | groupby('age') | map(attribute='grouper')", [7, 36]),
         ("'a' < 'b' < 'c'", True),
     ],
@@ -203,6 +204,7 @@ WRONG = [
     ("range(10000) | map('string') | select('in', long)", "too much work"),
     ("question | sort", "`sort` goes through a list, and was given text; `split`"),
     ("[[1]] | sum", "`sum` adds numbers, and one is a list"),
+    ("[[1], 2] | flat", "`flat` joins lists, and one is a number"),
     ("sound ~ ''", "4 bytes of audio cannot be put into a text"),
     ("sound | tojson | fromjson", "audio"),
     ("'{' | fromjson", "`fromjson`: not JSON"),
@@ -213,8 +215,8 @@ WRONG = [
     ("1" + "+1" * 5000, "nested"),
     ("[" + "1," * 10_000 + "]", "over 10000 parts"),
     ("a b", "something after the end of the expression"),
-    ("'abc", "unexpected char"),
-    ("", "unexpected 'end of template'"),
+    ("'abc", "begins a text that does not end"),
+    ("", "it ends too early"),
     ("a" * 300_000, "300000 characters, and 262144 are the most"),
 ]
 
@@ -263,7 +265,7 @@ WRONG_TEMPLATES = [
     ("{% do items %}", "unknown tag 'do'"),
     ("{{ sound }} ", "4 bytes of audio cannot be put into a text"),
     ("{{ missing }} ", "there is no `missing`"),
-    ("{{", "unexpected 'end of template'"),
+    ("{{", "it ends too early"),
     ("{% if number %}", "endif"),
 ]
 

@@ -27,15 +27,19 @@ LEAST_INTEGER, MOST_INTEGER = -(2**63), 2**64 - 1
 
 
 class TemplateError(GranvilleError):
-    """A template or an expression is wrong, or asks for too much. `position` is where in the string, if that is
-    known."""
+    """A template or an expression is wrong, or asks for too much. `reason` is the message without what it is about;
+    `position` where in the string, if that is known, and `word` what to look for in it otherwise."""
 
     error = "bad_template"
     code = 422
 
-    def __init__(self, message: str, *, position: int | None = None) -> None:
-        super().__init__(message)
+    def __init__(
+        self, reason: str, *, about: str | None = None, position: int | None = None, word: str | None = None
+    ) -> None:
+        super().__init__(f"{reason}, in {about}" if about else reason)
+        self.reason = reason
         self.position = position
+        self.word = word
 
 
 class Work:

@@ -135,6 +135,15 @@ def as_list(value: Any) -> list[Any]:
     return list(current_work.get().counted(value)) if isinstance(value, str) else _list(value, "list")
 
 
+def flat(value: Any) -> list[Any]:
+    """A list of lists as one list, one level of it."""
+    lists = _list(value, "flat")
+    for one in lists:
+        if not isinstance(one, list | tuple):
+            raise TemplateError(f"`flat` joins lists, and one is {kind_of(one)}")
+    return [item for one in lists for item in current_work.get().counted(one)]
+
+
 def total(value: Any, attribute: str | None = None, start: float = 0) -> float:
     items = _list(value, "sum")
     numbers = [start, *(items if attribute is None else (_part(item, attribute) for item in items))]
@@ -234,9 +243,9 @@ _OF_TEXT = ("capitalize", "lower", "title", "trim", "truncate", "upper", "wordco
 _THROUGH = ("map", "reject", "rejectattr", "select", "selectattr")
 _COMPARING = ("groupby", "max", "min", "sort", "unique")
 _OURS: dict[str, Filter] = {
-    "batch": batch, "fromjson": fromjson, "indent": indent, "items": _map_only("items", dict.items), "join": join,
-    "keys": _map_only("keys", dict.keys), "list": as_list, "replace": replace, "round": rounded, "split": split,
-    "string": text_of, "sum": total, "tojson": tojson, "values": _map_only("values", dict.values),
+    "batch": batch, "flat": flat, "fromjson": fromjson, "indent": indent, "items": _map_only("items", dict.items),
+    "join": join, "keys": _map_only("keys", dict.keys), "list": as_list, "replace": replace, "round": rounded,
+    "split": split, "string": text_of, "sum": total, "tojson": tojson, "values": _map_only("values", dict.values),
 }  # fmt: skip
 filters: dict[str, Filter] = {
     **{name: _paid(name, FILTERS[name]) for name in _SHALLOW},

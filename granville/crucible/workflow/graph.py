@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from granville.crucible.workflow.model import Step
-from granville.crucible.workflow.reads import all_paths
+from granville.crucible.workflow.reads import readable_paths
 
 
 def dependencies(steps: Sequence[Step]) -> dict[str, set[str]]:
@@ -13,13 +13,13 @@ def dependencies(steps: Sequence[Step]) -> dict[str, set[str]]:
 
     Those are: all that are listed before it and put out a name that it or a step in it reads, or its own name; those
     that it reads as `steps.<id>`, and those that it `needs`. A step that needs itself or one that is listed later is
-    kept as it is written: check.py refuses it. Raises TemplateError for a template that is none.
+    kept as it is written: check.py refuses it. A template that is none reads nothing.
     """
     ids = {step.id for step in steps}
     found: dict[str, set[str]] = {}
     putters: dict[str, set[str]] = {}
     for step in steps:
-        read = all_paths(step)
+        read = readable_paths(step)
         before = {path[1] for path in read if path[0] == "steps" and len(path) > 1} & ids
         before |= set(step.needs) & ids
         for name in {path[0] for path in read} | {step.name}:

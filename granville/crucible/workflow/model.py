@@ -51,6 +51,10 @@ class Input(Plain, frozen=True, kw_only=True):
     required: bool | None = None
     """None: required unless it has a default."""
 
+    @property
+    def is_required(self) -> bool:
+        return self.default is None if self.required is None else self.required
+
 
 class Retry(Plain, frozen=True, kw_only=True):
     """Try again after a failure, with exponential back-off and jitter. A full queue's `retry_after_ms` is heeded."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from granville.crucible.workflow.model import ForEach, Instead, Step
-from granville.crucible.workflow.templates import Form, is_name, paths
+from granville.crucible.workflow.templates import Form, TemplateError, is_name, paths
 
 TEMPLATES = ("input", "system", "messages", "documents", "with_", "session", "json_schema")
 """Fields whose strings are templates; beside them `on_error.use` and `repeat.start`."""
@@ -70,3 +70,11 @@ def all_paths(step: Step) -> set[tuple[str, ...]]:
     for one in step.steps or ():
         found |= {path for path in all_paths(one) if path[0] not in loop_names(step)}
     return found
+
+
+def readable_paths(step: Step) -> set[tuple[str, ...]]:
+    """The same; none for a step with a template that is none."""
+    try:
+        return all_paths(step)
+    except TemplateError:
+        return set()

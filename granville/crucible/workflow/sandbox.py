@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from jinja2 import StrictUndefined, nodes, pass_context
-from jinja2.parser import Parser
 from jinja2.runtime import Context, LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
@@ -197,7 +196,7 @@ class Guard(NodeTransformer):
             raise TemplateError(f"nested deeper than {MAX_DEPTH} levels")
         if not isinstance(node, ALLOWED):
             name = next((name for kind, name in _REFUSED.items() if isinstance(node, kind)), type(node).__name__)
-            raise TemplateError(f"`{name}` cannot be used in a workflow's templates")
+            raise TemplateError(f"`{name}` cannot be used in a workflow's templates", word=name.split()[0])
         try:
             return super().visit(node, *args, **kwargs)
         finally:
@@ -210,7 +209,7 @@ class Guard(NodeTransformer):
 
     def visit_Name(self, node: nodes.Name) -> nodes.Node:
         if node.name in _JINJAS:
-            raise TemplateError(f"`{node.name}` cannot be used in a workflow's templates")
+            raise TemplateError(f"`{node.name}` cannot be used in a workflow's templates", word=node.name)
         return node
 
     def visit_Call(self, node: nodes.Call) -> nodes.Node:
@@ -223,13 +222,13 @@ class Guard(NodeTransformer):
 
     def visit_Filter(self, node: nodes.Filter) -> nodes.Node:
         if node.name not in filters:
-            raise TemplateError(f"there is no filter `{node.name}`; {did_you_mean(node.name, filters)}")
+            raise TemplateError(f"there is no filter `{node.name}`; {did_you_mean(node.name, filters)}", word=node.name)
         self._refuse_stars(node)
         return self.generic_visit(node)
 
     def visit_Test(self, node: nodes.Test) -> nodes.Node:
         if node.name not in tests:
-            raise TemplateError(f"there is no test `is {node.name}`; {did_you_mean(node.name, tests)}")
+            raise TemplateError(f"there is no test `is {node.name}`; {did_you_mean(node.name, tests)}", word=node.name)
         self._refuse_stars(node)
         return self.generic_visit(node)
 
@@ -278,12 +277,3 @@ def guarded(tree: nodes.Template, sandbox: Sandbox) -> nodes.Template:
         raise TemplateError(f"nested deeper than {MAX_DEPTH} levels") from None
     checked.set_environment(sandbox)
     return checked
-
-
-def parse_expression(sandbox: Sandbox, source: str) -> nodes.Expr:
-    """Raises Jinja's TemplateSyntaxError."""
-    parser = Parser(sandbox, source, state="variable")
-    expression: nodes.Expr = parser.parse_expression()
-    if not parser.stream.eos:
-        parser.fail("there is something after the end of the expression", parser.stream.current.lineno)
-    return expression

@@ -26,9 +26,21 @@ from granville.crucible.workflow.bounds import (
     finished,
     within_text,
 )
-from granville.crucible.workflow.sandbox import Sandbox, guarded, parse_expression
+from granville.crucible.workflow.parsing import parse_expression, parse_template
+from granville.crucible.workflow.sandbox import Sandbox, guarded
 
-__all__ = ["TemplateError", "evaluate", "is_name", "is_template", "names", "paths", "render", "render_input", "test"]
+__all__ = [
+    "TemplateError",
+    "evaluate",
+    "is_name",
+    "is_template",
+    "locate",
+    "names",
+    "paths",
+    "render",
+    "render_input",
+    "test",
+]
 
 MAX_CACHED = 1024
 _MARKS = re.compile(r"\{\{|\{%|\{#")
@@ -149,14 +161,14 @@ def _run(source: str, form: Form, work: Work) -> Any:
     try:
         return ready.run(work)
     except TemplateError as error:
-        raise TemplateError(f"{error.message}, in {_shown(source)}", position=error.position) from None
+        raise _of(source, error) from None
     except RecursionError:
-        raise TemplateError(f"a value that is nested too deep, in {_shown(source)}") from None
+        raise TemplateError("a value that is nested too deep", about=_shown(source)) from None
     except (
         jinja2.TemplateError, ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, TypeError,
         ValueError,
     ) as error:  # fmt: skip
-        raise TemplateError(f"{_sentence(error)}, in {_shown(source)}") from None
+        raise TemplateError(_sentence(error), about=_shown(source)) from None
     finally:
         current_work.reset(token)
 
@@ -169,19 +181,17 @@ def compiled(source: str, form: Form) -> Compiled:
     try:
         return _compile(source, form)
     except TemplateError as error:
-        raise TemplateError(f"{error.message}, in {_shown(source)}", position=error.position) from None
-    except jinja2.TemplateSyntaxError as error:
-        raise TemplateError(f"{_sentence(error)}, in {_shown(source)}") from None
+        raise _of(source, error) from None
     except (RecursionError, MemoryError, SyntaxError):
-        raise TemplateError(f"nested too deep, in {_shown(source)}") from None
+        raise TemplateError("nested too deep", about=_shown(source)) from None
     except (jinja2.TemplateError, ValueError, OverflowError) as error:
-        raise TemplateError(f"{_sentence(error)}, in {_shown(source)}") from None
+        raise TemplateError(_sentence(error), about=_shown(source)) from None
 
 
 def _compile(source: str, form: Form) -> Compiled:
     expression = parse_expression(_sandbox, source) if form == "expression" else None
     if expression is None:
-        tree = _sandbox.parse(source)
+        tree = parse_template(_sandbox, source)
         expression = _only_expression(tree)
     if expression is not None:
         tree = nodes.Template([nodes.Assign(nodes.Name(_RESULT, "store"), expression, lineno=1)], lineno=1)
@@ -230,6 +240,17 @@ def _reads(tree: nodes.Template) -> set[tuple[str, ...]]:
         else:
             pending.extend(node.iter_child_nodes())
     return found
+
+
+def locate(text: str, word: str) -> int | None:
+    """Where a name or a sign stands in a template, first of all as a word of its own."""
+    found = re.search(rf"(?<![\w.'\"]){re.escape(word)}(?!\w)", text) or re.search(re.escape(word), text)
+    return found.start() if found else None
+
+
+def _of(source: str, error: TemplateError) -> TemplateError:
+    position = locate(source, error.word) if error.position is None and error.word else error.position
+    return TemplateError(error.reason, about=_shown(source), position=position)
 
 
 def _shown(source: str) -> str:
