@@ -171,7 +171,7 @@ STEPS = [
     ("{id: a, model_type: inference, input: question, max_tokens: ¦0}", "expected a whole number from 1 to"),
     ("{id: a, model_type: inference, input: question, top_p: ¦0}", "over 0 and up to 1"),
     ("{id: a, model_type: inference, input: question, stop: [¦'']}", "a.stop[0]: it is empty"),
-    ("{id: a, model_type: tts, input: question, speed: ¦9}", "from 0.25 to 4, 1 is usual"),
+    ("{id: a, model_type: tts, input: question, speed: ¦9}", "expected a number from 0.25 to 4, got 9"),
     ("{id: a, model_type: inference, input: question, grammar: ¦' '}", "give a GBNF grammar with a rule `root`"),
     ("{id: a, model_type: inference, input: question, json_schema: ¦false}", "no answer fits `false`"),
     ("{id: a, model_type: inference, input: question, json_schema: ¦'{'}", "not JSON"),

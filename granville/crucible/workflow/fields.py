@@ -49,9 +49,9 @@ ALLOWED: Mapping[str, frozenset[str]] = {
     "workflow": frozenset(("with",)),
     "group": frozenset(),
 }
-LEAST_SPEED, MOST_SPEED = 0.25, 4.0
 _BOUNDED = (
     "model_id", "max_tokens", "temperature", "top_p", "top_k", "min_p", "repeat_penalty", "seed", "voice", "language",
+    "speed",
 )  # fmt: skip
 _INSTEAD = {
     ("tool", "input"): "a tool's arguments are `with: {…}`",
@@ -143,12 +143,6 @@ def _model_problems(step: Step, has: set[str]) -> Iterator[Found]:
         value = getattr(step, name)
         if name in has and name in _REQUEST and (wrong := wrong_value(value, _REQUEST[name])):
             yield (name,), wrong, False
-    if step.speed is not None and not LEAST_SPEED <= step.speed <= MOST_SPEED:
-        yield (
-            ("speed",),
-            f"expected a number from {LEAST_SPEED:g} to {MOST_SPEED:g}, 1 is usual; got {step.speed}",
-            False,
-        )
     yield from _stop_problems(step)
     yield from _form_problems(step)
     if isinstance(step.messages, list):

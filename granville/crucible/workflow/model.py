@@ -196,6 +196,8 @@ class Step(Plain, frozen=True, kw_only=True):
 
 
 class Workflow(Plain, frozen=True, kw_only=True):
+    """Steps over the models of Granville, with what a run is given and what it gives back."""
+
     crucible: Literal[1] = 1
     """The version of the form."""
     name: Annotated[str, Meta(min_length=1, max_length=128)]
