@@ -124,7 +124,7 @@ def test_a_budget_counts_for_the_workflow_and_for_the_one_that_calls_it() -> Non
     inner = Budget(Limits(steps=1, tokens=10), name="sub", outer=outer)
     outer.start("a")
     inner.start("sub/a")
-    with pytest.raises(BudgetExceeded, match="sub has started 1 steps.*sub/b"):
+    with pytest.raises(BudgetExceeded, match=r"sub has started 1 steps.*sub/b"):
         inner.start("sub/b")
     assert (outer.steps, inner.steps) == (2, 1)
     inner.spend({"prompt_tokens": 100, "cached_tokens": 95, "completion_tokens": 5})

@@ -58,7 +58,7 @@ class Place:
                 self.requests.append(request)
                 return job
 
-            kernel.desk.accept = noted  # type: ignore[method-assign]
+            kernel.desk.accept = noted  # type: ignore[method-assign, assignment]
 
     @asynccontextmanager
     async def dial(self) -> AsyncIterator[Client]:

@@ -1,9 +1,10 @@
-"""Granville down, restarting, full, cut off, or without the model: a step waits as long as it may, and nothing is lost."""
+"""Granville down, restarting, full, cut off, without the model: a step waits as long as it may, and nothing is lost."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -123,7 +124,7 @@ async def test_a_type_that_nobody_serves_is_told_at_once_with_what_is_served(jou
 
 
 async def test_a_model_that_fails_is_tried_again_where_retry_says_so(journal: Journal) -> None:
-    settings = {"fault": "fail_job", "fault_after_steps": 1}
+    settings: dict[str, Any] = {"fault": "fail_job", "fault_after_steps": 1}
     async with running_kernel(**settings) as kernel, runner(journal, Place(kernel)) as running:
         flow = workflow(says("a", "hello!", retry=Retry(attempts=2, backoff_s=1, on=("driver_failed",))))
         record = await (await running.start(flow, {})).finish()

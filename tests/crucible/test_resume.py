@@ -98,9 +98,11 @@ async def run_and_copy(folder: Path, flow: Workflow, inputs: Mapping[str, Any]) 
     with Copied.open(folder / "runs.db") as journal:
         assert isinstance(journal, Copied)
         journal.copies = []
-        async with running_kernel(slots=2, decode_s=0.1) as kernel:
-            async with runner(journal, Place(kernel), tools=toolbox()) as running:
-                record = await (await running.start(flow, inputs, run_id=RUN)).finish()
+        async with (
+            running_kernel(slots=2, decode_s=0.1) as kernel,
+            runner(journal, Place(kernel), tools=toolbox()) as running,
+        ):
+            record = await (await running.start(flow, inputs, run_id=RUN)).finish()
         return record, journal.copies
 
 
@@ -155,9 +157,11 @@ async def test_crash_upon_crash(tmp_path: Path, seed: int) -> None:
         with Copied.open(folder / "runs.db") as journal:
             assert isinstance(journal, Copied)
             journal.copies = copies = []
-            async with running_kernel(slots=2, decode_s=0.1) as kernel:
-                async with runner(journal, Place(kernel), tools=toolbox()) as running:
-                    again = await (await running.resume(RUN)).finish()
+            async with (
+                running_kernel(slots=2, decode_s=0.1) as kernel,
+                runner(journal, Place(kernel), tools=toolbox()) as running,
+            ):
+                again = await (await running.resume(RUN)).finish()
         assert again.outputs == record.outputs
 
 
@@ -207,7 +211,7 @@ async def test_a_call_that_is_made_once_is_not_made_again_by_itself(tmp_path: Pa
         if state == "begun":
             with Journal.open(copy) as journal:
                 async with running_kernel() as kernel, runner(journal, Place(kernel), tools=tools) as running:
-                    with pytest.raises(Interrupted, match="post: its call was cut short.*--retry post"):
+                    with pytest.raises(Interrupted, match=r"post: its call was cut short.*--retry post"):
                         await running.resume(RUN)
                     assert await running.resume_all() == []
                 stands = journal.run(RUN)
@@ -298,16 +302,19 @@ async def test_a_runner_that_ends_leaves_its_runs_and_a_daemon_takes_up_its_own(
 
 async def test_a_run_is_executed_by_one_process_at_a_time(tmp_path: Path) -> None:
     with Journal.open(tmp_path / "runs.db") as journal, Journal.open(tmp_path / "runs.db") as second:
-        async with running_kernel(decode_s=1) as kernel:
-            async with runner(journal, Place(kernel)) as running, runner(second, Place(kernel)) as other:
-                run = await running.start(workflow(says("a", "x y z")), {}, run_id=RUN)
-                await trio.sleep(0.5)
-                assert second.run(RUN).state == "running"
-                for attempt in (other.resume, other.cancel):
-                    with pytest.raises(Conflict, match=r"process \d+ executes this run"):
-                        await attempt(RUN)
-                assert (await run.finish()).state == "finished"
-                assert (await other.cancel(RUN)).state == "finished"
+        async with (
+            running_kernel(decode_s=1) as kernel,
+            runner(journal, Place(kernel)) as running,
+            runner(second, Place(kernel)) as other,
+        ):
+            run = await running.start(workflow(says("a", "x y z")), {}, run_id=RUN)
+            await trio.sleep(0.5)
+            assert second.run(RUN).state == "running"
+            for attempt in (other.resume, other.cancel):
+                with pytest.raises(Conflict, match=r"process \d+ executes this run"):
+                    await attempt(RUN)
+            assert (await run.finish()).state == "finished"
+            assert (await other.cancel(RUN)).state == "finished"
         assert list((tmp_path / "runs.db-locks").iterdir()) == []
 
 

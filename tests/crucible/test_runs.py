@@ -430,13 +430,15 @@ async def test_a_path_in_place_of_a_workflow_is_refused(journal: Journal) -> Non
 
 
 async def test_so_many_runs_and_no_more_and_all_get_their_turn(journal: Journal) -> None:
-    async with running_kernel(slots=4, decode_s=0.01, queue_size=1000) as kernel:
-        async with runner(journal, Place(kernel), max_runs=100) as running:
-            flow = workflow(*[says(f"s{n}", f"{{{{ s{n - 1} }}}}x" if n else "x!") for n in range(5)])
-            runs = [await running.start(flow, {}) for _ in range(100)]
-            with pytest.raises(QueueFull, match="100 runs"):
-                await running.start(flow, {})
-            records = [await run.finish() for run in runs]
+    async with (
+        running_kernel(slots=4, decode_s=0.01, queue_size=1000) as kernel,
+        runner(journal, Place(kernel), max_runs=100) as running,
+    ):
+        flow = workflow(*[says(f"s{n}", f"{{{{ s{n - 1} }}}}x" if n else "x!") for n in range(5)])
+        runs = [await running.start(flow, {}) for _ in range(100)]
+        with pytest.raises(QueueFull, match="100 runs"):
+            await running.start(flow, {})
+        records = [await run.finish() for run in runs]
     assert {record.state for record in records} == {"finished"}
     assert all(record.outputs == {"s4": "x!xxxx"} for record in records)
 
