@@ -38,7 +38,10 @@ class Call:
     client: Client | None = None
     """A connection to Granville, for tools that ask a model themselves."""
     folder: Path = Path()
-    """Where the workflow's file lies: relative paths begin there."""
+    """Where the workflow's file lies: relative paths begin there. Not absolute for a run that came over the wire: it
+    names no files of this machine."""
+    grants: tuple[str, ...] = ()
+    """What was said behind the colon when the tool was allowed, such as the folders of `--allow read_file:/data`."""
 
 
 @dataclass(frozen=True, slots=True)
