@@ -34,6 +34,38 @@ def home() -> Path:
         raise StartupError(f"{folder}: whose home that is cannot be told; set GRANVILLE_HOME to a folder") from None
 
 
+def check_socket(path: str, example: str) -> None:
+    """Raises StartupError for a path that no Unix socket can have."""
+    size = len(os.fsencode(path))
+    if not size:
+        raise StartupError(f"--socket: a path is needed, for example {example}")
+    if size > MAX_SOCKET_PATH_BYTES:
+        raise StartupError(
+            f"--socket: the path is {size} bytes long and a Unix socket's may have {MAX_SOCKET_PATH_BYTES}; "
+            "choose a shorter one"
+        )
+
+
+def check_port(port: int) -> None:
+    if not 0 <= port <= 65535:
+        raise StartupError(f"--port: must be between 0 and 65535, got {port}")
+
+
+def check_grace(seconds: float) -> None:
+    if not seconds >= 0:
+        raise StartupError(f"--grace: must not be negative, got {seconds:g}")
+
+
+def at_least(flag: str, value: int, least: int) -> None:
+    if value < least:
+        raise StartupError(f"{flag}: must be at least {least}, got {value}")
+
+
+def more_than_nothing(flag: str, seconds: float) -> None:
+    if not seconds > 0:
+        raise StartupError(f"{flag}: must be more than 0 seconds, got {seconds:g}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class ServeConfig:
     """Times in seconds unless the name says otherwise."""
@@ -96,14 +128,7 @@ class ServeConfig:
         return self.max_connections + 2 * self.max_senders + 128
 
     def __post_init__(self) -> None:
-        size = len(os.fsencode(self.socket))
-        if not size:
-            raise StartupError(f"--socket: a path is needed, for example {DEFAULT_SOCKET}")
-        if size > MAX_SOCKET_PATH_BYTES:
-            raise StartupError(
-                f"--socket: the path is {size} bytes long and a Unix socket's may have {MAX_SOCKET_PATH_BYTES}; "
-                "choose a shorter one"
-            )
+        check_socket(self.socket, DEFAULT_SOCKET)
         for flag, value, least in (
             ("--queue-size", self.queue_size, 1),
             ("--max-connections", self.max_connections, 1),
@@ -115,8 +140,7 @@ class ServeConfig:
             ("--kv-disk", self.kv_disk_bytes, 0),
             ("--max-sessions", self.max_sessions, 1),
         ):
-            if value < least:
-                raise StartupError(f"{flag}: must be at least {least}, got {value}")
+            at_least(flag, value, least)
         for flag, seconds in (
             ("--timeout", self.timeout_s),
             ("--age-after", self.age_after_s),
@@ -124,15 +148,12 @@ class ServeConfig:
             ("--delivery-ttl", self.delivery_ttl_s),
             ("--session-ttl", self.session_ttl_s),
         ):
-            if not seconds > 0:
-                raise StartupError(f"{flag}: must be more than 0 seconds, got {seconds:g}")
+            more_than_nothing(flag, seconds)
         if self.prefill_ms is not None and not self.prefill_ms > 0:
             raise StartupError(f"--prefill-ms: must be more than 0 milliseconds, got {self.prefill_ms:g}")
         if not self.rank_ms >= 0:
             raise StartupError(f"--rank-ms: must not be negative, got {self.rank_ms:g}")
         if self.strategy not in get_args(Strategy):
             raise StartupError(f"--strategy: expected {' or '.join(get_args(Strategy))}, got {self.strategy!r}")
-        if not self.grace_s >= 0:
-            raise StartupError(f"--grace: must not be negative, got {self.grace_s:g}")
-        if not 0 <= self.http_port <= 65535:
-            raise StartupError(f"--port: must be between 0 and 65535, got {self.http_port}")
+        check_grace(self.grace_s)
+        check_port(self.http_port)

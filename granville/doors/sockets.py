@@ -27,7 +27,7 @@ def unix_listener(path: str) -> Iterator[trio.SocketListener]:
 
     Raises StartupError.
     """
-    with _lock(path):
+    with sole_owner(path, "--socket"):
         _remove_stale(path)
         sock = socket.socket(socket.AF_UNIX)
         old_umask = os.umask(0o177)
@@ -62,22 +62,23 @@ def tcp_listener(host: str, port: int) -> trio.SocketListener:
 
 
 @contextmanager
-def _lock(path: str) -> Iterator[None]:
-    """Hold the lock file beside the socket, so that two daemons starting at once cannot both find it stale."""
+def sole_owner(path: str, flag: str) -> Iterator[None]:
+    """Hold the lock file beside a path, which two daemons starting at once cannot both do. Raises StartupError, which
+    begins with the flag that named it."""
     lock_path = f"{path}.lock"
     while True:
         try:
             fd = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         except FileNotFoundError:
-            raise StartupError(f"--socket {path}: the folder {os.path.dirname(path)} does not exist") from None
+            raise StartupError(f"{flag} {path}: the folder {os.path.dirname(path)} does not exist") from None
         except OSError as error:
-            raise StartupError(f"--socket {path}: cannot open the lock file {lock_path}: {error.strerror}") from None
+            raise StartupError(f"{flag} {path}: cannot open the lock file {lock_path}: {error.strerror}") from None
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             current = os.stat(lock_path).st_ino == os.fstat(fd).st_ino
         except BlockingIOError:
             os.close(fd)
-            raise StartupError(f"--socket {path}: another daemon is serving there; stop it or choose another") from None
+            raise StartupError(f"{flag} {path}: another daemon is serving there; stop it or choose another") from None
         except FileNotFoundError:
             current = False
         if current:

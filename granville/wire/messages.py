@@ -4,6 +4,7 @@ what a client receives, `encode` for both. The field names are the wire's."""
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import msgspec
@@ -232,6 +233,20 @@ def parse_message(value: object) -> tuple[Request | Control, int]:
 
     Raises BadRequest, which names the field and carries the message's `id` and `rid` where they could be read.
     """
+
+    def parse(value: dict[str, Any]) -> tuple[Request | Control, int]:
+        if "op" in value and "text" not in value:
+            return _control(value), 0
+        return _request(value), len(value.keys() - REQUEST_FIELDS)
+
+    return parse_map(value, parse)
+
+
+def parse_map(value: object, parse: Callable[[dict[str, Any]], T]) -> T:
+    """A received value, which has to be a map of text that can be read, made a message by `parse`.
+
+    Raises BadRequest, which carries the message's `id` and `rid` where they could be read.
+    """
     if not isinstance(value, dict):
         raise BadRequest(f"a message must be a map, got {_kind(value)}")
     id, rid = value.get("id"), value.get("rid")
@@ -243,9 +258,7 @@ def parse_message(value: object) -> tuple[Request | Control, int]:
             if not _is_unicode(key):
                 raise BadRequest("a key is not valid UTF-8")
             _check_strings(field, key, 1)
-        if "op" in value and "text" not in value:
-            return _control(value), 0
-        return _request(value), len(value.keys() - REQUEST_FIELDS)
+        return parse(value)
     except BadRequest as error:
         error.id = readable_id
         if type(rid) is int or (isinstance(rid, str) and _is_unicode(rid)):
@@ -258,18 +271,18 @@ def parse_reply(value: object) -> Reply:
     if not isinstance(value, dict):
         raise BadRequest(f"a reply must be a map, got {_kind(value)}")
     if "error" in value and "code" in value:
-        return _convert(value, ErrorReply)
+        return convert(value, ErrorReply)
     if "delta" in value:
         return _delta(value)
     if "tool_id" in value:
-        return _convert(value, Result)
+        return convert(value, Result)
     if value.get("status") == "accepted":
-        return _convert(value, Ack)
+        return convert(value, Ack)
     return ControlReply(value)
 
 
 def _request(value: dict[str, Any]) -> Request:
-    request = _with_plain_form(_convert(_with_lower_case(value), Request))
+    request = _with_plain_form(convert(_with_lower_case(value), Request))
     if request.overflow == "error":  # as without it
         request = msgspec.structs.replace(request, overflow=None)
     check_inputs(request)
@@ -293,7 +306,7 @@ def _with_plain_form(request: Request) -> Request:
 
 
 def _control(value: dict[str, Any]) -> Control:
-    control = _convert(_with_lower_case(value), Control)
+    control = convert(_with_lower_case(value), Control)
     if control.op == "cancel" and control.id is None:
         raise BadRequest("id: missing; `cancel` needs the id of a job")
     if control.op == "load" and control.model is None:
@@ -318,15 +331,16 @@ def _delta(value: dict[str, Any]) -> Delta:
     return Delta(id, delta)
 
 
-def _convert(value: dict[str, Any], type: type[T]) -> T:
+def convert(value: dict[str, Any], type: type[T], expected: Mapping[str, str] = _EXPECTED) -> T:
+    """Raises BadRequest, which names the field; `expected` says what could stand in one of a few words."""
     try:
         # bytes as they are: msgspec would take a string for base64.
         return msgspec.convert(value, type, builtin_types=(bytes,))
     except msgspec.ValidationError as error:
-        raise BadRequest(_explain(str(error), value)) from None
+        raise BadRequest(_explain(str(error), value, expected)) from None
 
 
-def _explain(text: str, value: dict[str, Any]) -> str:
+def _explain(text: str, value: dict[str, Any], expected: Mapping[str, str]) -> str:
     """msgspec's sentence with the field in front: ``text: expected `str`, got `int` ``."""
     missing = re.fullmatch(r"Object missing required field `(\w+)`", text)
     if missing:
@@ -335,8 +349,8 @@ def _explain(text: str, value: dict[str, Any]) -> str:
     if match is None:
         return text
     path, sentence = match["path"], text[: match.start()]
-    if sentence.startswith("Invalid enum value") and path in _EXPECTED:
-        sentence = f"expected {_EXPECTED[path]}, got {str(value[path])[:40]!r}"
+    if sentence.startswith("Invalid enum value") and path in expected:
+        sentence = f"expected {expected[path]}, got {str(value[path])[:40]!r}"
     of_key = "a key of the map: " if match["key"] else ""
     return f"{path}: {of_key}{sentence[0].lower()}{sentence[1:]}"
 
