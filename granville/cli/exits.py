@@ -54,8 +54,11 @@ EXITS = (
     Exit(INTERRUPTED, "Ctrl-C, or SIGTERM"),
 )
 _STATUS = {error: exit.status for exit in EXITS for error in exit.errors}
+_BY_CODE = {error.code: exit.status for exit in EXITS for error in exit.errors if error.code < 500}
+"""For classes that are not in the table, such as those of Crucible alone."""
 
 
 def status_of(error: GranvilleError) -> int:
     """The exit status for an error: that of its class or of the nearest one above it in the tree."""
-    return next((_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS), FAILED)
+    of_class = next((_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS), None)
+    return _BY_CODE.get(error.code, FAILED) if of_class is None else of_class

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import resource
-import signal
 import sys
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +13,7 @@ import trio
 from cyclopts import Parameter
 
 from granville.cli import exits
+from granville.cli.lifetime import ending_signals, log_to_stderr, raise_open_files_limit, serve_until_told
 from granville.cli.options import DriverConfig
 from granville.cli.plans import Planner
 from granville.config import (
@@ -211,13 +208,9 @@ def serve(
         path=Path(), slots=_at_least("--slots", _first(slots, server.workers, DEFAULT_SLOTS), 1), verbose=verbose
     )
     layers = _layers(context_size, threads, driver_config or [])
-    logging.basicConfig(
-        level=logging.INFO if verbose else logging.WARNING,
-        format="%(asctime)s level=%(levelname)s logger=%(name)s %(message)s",
-    )
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    log_to_stderr(verbose=verbose)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    _raise_open_files_limit(config)
+    raise_open_files_limit(config.open_files)
     planner = Planner(config, spec, driver or DEFAULT_DRIVER, layers, defaults, tuned)
     planner.drivers_of(wanted)
     status = trio.run(partial(_serve, config, wanted, planner, http=http))
@@ -235,55 +228,14 @@ async def _serve(config: ServeConfig, wanted: list[Wanted], planner: Planner, *,
         return exits.INTERRUPTED
     plans = planner.plan_all(wanted, paths)
     make_app = _make_app if http else None
-    with trio.open_signal_receiver(*_ending_signals()) as signals:
-        # A nursery for the signals beside the daemon that they end.
-        async with trio.open_nursery() as nursery:
-            desk: list[Desk] = []
-            ended_by: list[int] = []
-            nursery.start_soon(_obey, signals, desk, nursery.cancel_scope, ended_by)
-            kernel = partial(run_kernel, planner=planner)
-            serving: Serving = await nursery.start(kernel, config, plans, make_app)
-            desk.append(serving.desk)
-            _announce(serving)
-            await serving.ended.wait()
-            nursery.cancel_scope.cancel()
-    return 128 + ended_by[0] if ended_by else 0
-
-
-def _ending_signals() -> list[signal.Signals]:
-    """Those that end the daemon, less what its starter wants ignored (as nohup does with SIGHUP)."""
-    ending = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    return [number for number in ending if signal.getsignal(number) is not signal.SIG_IGN]
-
-
-async def _obey(signals: AsyncIterator[int], desk: list[Desk], scope: trio.CancelScope, ended_by: list[int]) -> None:
-    """Started by: `_serve`. Ends when: the daemon does. The first signal lets what runs finish; a second one, or one
-    that comes before the daemon is ready, ends at once. Cancelled by: the daemon's end."""
-    asked = False
-    async for number in signals:
-        if desk and not asked:
-            asked = True
-            desk[0].stop()
-            _say_what_it_waits_for(desk[0])
-        else:
-            ended_by.append(number)
-            scope.cancel()
-
-
-def _say_what_it_waits_for(desk: Desk) -> None:
-    """For the person at the terminal, who has pressed Ctrl-C and sees that the daemon does not end."""
-    running = desk.status()["jobs"]["running"]
-    if running and desk.config.grace_s and sys.stderr.isatty():
-        print(
-            f"granville: finishing what runs ({running}), for {desk.config.grace_s:g} s at most; Ctrl-C ends at once",
-            file=sys.stderr,
-        )
+    kernel = partial(run_kernel, config, plans, make_app, planner=planner)
+    return await serve_until_told(kernel, _announce, "granville")
 
 
 async def _obtain(refs: list[str]) -> list[Path] | None:
     """The models' files, fetched if they are missing; None when a signal came first."""
     paths: list[Path] | None = None
-    with trio.open_signal_receiver(*_ending_signals()) as signals:
+    with trio.open_signal_receiver(*ending_signals()) as signals:
         async with trio.open_nursery() as nursery:  # a fetch that a signal can end
 
             async def give_up() -> None:
@@ -349,15 +301,3 @@ def _first(given: T | None, of_manifest: T | None, default: T) -> T:
 
 def _hint() -> str:
     return f"; to serve what ./{FILE_NAME} says, `granville serve --manifest .`" if Path(FILE_NAME).is_file() else ""
-
-
-def _raise_open_files_limit(config: ServeConfig) -> None:
-    """As much of it as the system allows."""
-    wanted = config.open_files
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY or soft >= wanted:
-        return
-    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
-    if allowed < wanted:
-        logging.getLogger(__name__).warning("open files limited allowed=%d wanted=%d", allowed, wanted)

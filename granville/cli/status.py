@@ -72,7 +72,7 @@ def job_table(reply: Mapping[str, Any]) -> Table:
     if reply["position"]:
         table.add_row("position", str(reply["position"]))
     if reply["eta_ms"]:
-        table.add_row("expected in", _seconds(reply["eta_ms"] / 1000))
+        table.add_row("expected in", seconds(reply["eta_ms"] / 1000))
     return table
 
 
@@ -81,13 +81,13 @@ def _daemon_table(reply: Mapping[str, Any]) -> Table:
     by_class = ", ".join(f"{count} {name}" for name, count in queue["by_class"].items() if count)
     table = _facts()
     table.add_row(
-        "granville", f"{reply['version']}, {reply['state']}, up {_seconds(reply['uptime_s'])}, pid {reply['pid']}"
+        "granville", f"{reply['version']}, {reply['state']}, up {seconds(reply['uptime_s'])}, pid {reply['pid']}"
     )
     table.add_row(
         "queue",
         f"{queue['waiting']} of {queue['limit']} waiting"
         + (f" ({by_class})" if by_class else "")
-        + (f", the oldest for {_seconds(queue['oldest_wait_ms'] / 1000)}" if queue["oldest_wait_ms"] else ""),
+        + (f", the oldest for {seconds(queue['oldest_wait_ms'] / 1000)}" if queue["oldest_wait_ms"] else ""),
     )
     if queue["service_rate_per_s"]:
         table.add_row("rate", f"{queue['service_rate_per_s']:.2f} jobs/s")
@@ -119,7 +119,7 @@ def model_table(models: list[Mapping[str, Any]]) -> Table:
             str(model["context_size"]),
             _bytes(model["memory_bytes"]),
             *([str(model.get("restarts") or "")] if restarted else []),
-            f"{_seconds(model['stalled_s'])} ago" if model.get("stalled_s") else "",
+            f"{seconds(model['stalled_s'])} ago" if model.get("stalled_s") else "",
         )
     return table
 
@@ -137,7 +137,7 @@ def _facts() -> Table:
     return table
 
 
-def _seconds(seconds: float) -> str:
+def seconds(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

@@ -22,8 +22,11 @@ def is_tcp(address: str) -> bool:
     return address.startswith("tcp://")
 
 
-async def dial(address: str) -> trio.SocketStream:
-    """A stream to the daemon. Raises NoDaemon when nothing listens there, BadRequest for no address."""
+async def dial(
+    address: str, start_with: str = "granville serve smollm2", usual: str = DEFAULT_ADDRESS
+) -> trio.SocketStream:
+    """A stream to the daemon. Raises NoDaemon when nothing listens there, which says how to start it; BadRequest for
+    no address."""
     if not address or ("://" in address and not is_tcp(address)):
         raise BadRequest(f"{address!r} is no address of a daemon; expected a socket's path, or tcp://host:port")
     try:
@@ -32,7 +35,7 @@ async def dial(address: str) -> trio.SocketStream:
         else:
             stream = await trio.open_unix_socket(address)
     except OSError as error:
-        raise NoDaemon(_explain(address, error)) from error
+        raise NoDaemon(_explain(address, error, start_with, usual)) from error
     try:
         stream.socket.getpeername()
     except OSError as error:
@@ -51,7 +54,7 @@ def _host_and_port(address: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def _explain(address: str, error: OSError) -> str:
+def _explain(address: str, error: OSError, start_with: str, usual: str) -> str:
     if error.errno == errno.EACCES:
         return f"{address}: permission denied; the daemon there belongs to another user"
     if error.errno is None and not is_tcp(address):
@@ -59,5 +62,5 @@ def _explain(address: str, error: OSError) -> str:
     if is_tcp(address):
         where = f" --tcp {address.removeprefix('tcp://')}"
     else:
-        where = "" if address == DEFAULT_ADDRESS else f" -s {address}"
-    return f"no daemon is listening on {address}; start one with `granville serve smollm2{where}`"
+        where = "" if address == usual else f" -s {address}"
+    return f"no daemon is listening on {address}; start one with `{start_with}{where}`"

@@ -70,17 +70,17 @@ class Link(ABC):
         assert waiting.reply is not None
         return waiting.reply
 
-    def settle(self, rid: object, reply: dict[str, Any] | ErrorReply) -> None:
+    def settle(self, rid: object, reply: dict[str, Any] | GranvilleError) -> None:
         """The reply to a question; nobody may wait for it any longer."""
         waiting = self._questions.get(rid) if isinstance(rid, str | int) else None
         if waiting is not None:
-            waiting.settle(reply.exception() if isinstance(reply, ErrorReply) else reply)
+            waiting.settle(reply)
 
     def settle_error(self, reply: ErrorReply) -> bool:
         """Whether an error was the reply to a question. Raises one that is said of the connection as a whole, and the
         last word on it: the daemon reads no further."""
         if reply.rid is not UNSET:
-            self.settle(reply.rid, reply)
+            self.settle(reply.rid, reply.exception())
             return True
         if reply.id is None:
             raise reply.exception()

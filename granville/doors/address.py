@@ -46,10 +46,10 @@ def parse_callback(callback: str, *, over_tcp: bool = False) -> Address:
     return Address("unix", callback)
 
 
-def parse_tcp_bind(value: str) -> tuple[str, int]:
+def parse_tcp_bind(value: str, default_port: int = DEFAULT_TCP_PORT) -> tuple[str, int]:
     """`--tcp host:port` as a loopback address; without a port the usual one. Raises BadRequest."""
     host, port = _loopback(f"tcp://{value}", "--tcp")
-    return host, DEFAULT_TCP_PORT if port is None else port
+    return host, default_port if port is None else port
 
 
 def _loopback(url: str, field: str = "callback") -> tuple[str, int | None]:

@@ -50,9 +50,9 @@ def json_response(value: object, status: int = 200, headers: Mapping[str, str] |
     )  # fmt: skip
 
 
-def error_response(error: GranvilleError) -> Response:
+def error_response(error: GranvilleError, more: Mapping[str, Any] | None = None) -> Response:
     """An error as the socket tells it, with the code as status. 499 has no meaning in HTTP: there it is 409."""
-    body: dict[str, Any] = {"error": error.error, "code": error.code, "message": error.message}
+    body: dict[str, Any] = {"error": error.error, "code": error.code, "message": error.message, **(more or {})}
     headers = {}
     if error.retry_after_ms is not None:
         body["retry_after_ms"] = error.retry_after_ms

@@ -43,6 +43,12 @@ class Serving:
     tcp: tuple[str, int] | None
     ended: trio.Event
 
+    def stop(self) -> str | None:
+        """Finish what runs, then end. What it waits for, in words for a person."""
+        self.desk.stop()
+        running, grace_s = self.desk.status()["jobs"]["running"], self.desk.config.grace_s
+        return f"finishing what runs ({running}), for {grace_s:g} s at most" if running and grace_s else None
+
 
 async def run_kernel(
     config: ServeConfig,
