@@ -197,7 +197,7 @@ class Daemon:
 
 def environment(home: Path) -> dict[str, str]:
     """This process's environment without settings of Granville, with a home of its own; test drivers can be found."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("GRANVILLE_")}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("GRANVILLE_", "CRUCIBLE_"))}
     path = os.pathsep.join(filter(None, (str(HERE), kept.get("PYTHONPATH"))))
     return kept | {"GRANVILLE_HOME": str(home), "PYTHONPATH": path}
 

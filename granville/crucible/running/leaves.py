@@ -99,6 +99,8 @@ async def _client(context: Context) -> Client | None:
 
 async def _with_sound(context: Context, asked: Ask) -> Ask:
     """A path begins in the workflow's folder; a file that is small, or that the daemon cannot open, is sent."""
+    if not context.folder.is_absolute():
+        raise BadRequest("input: a run that came over the wire names no files; send the sound itself")
     path = context.folder / asked.fields["audio_path"]
 
     def read() -> bytes | None:

@@ -62,12 +62,12 @@ class Runner:
         """Runs that are accepted and not in `_tasks` yet."""
 
     async def start(
-        self, workflow: Workflow, inputs: Mapping[str, Any], *, run_id: str | None = None, folder: Path = Path(),
-        allow: Collection[str] = (),
+        self, workflow: Workflow, inputs: Mapping[str, Any], *, run_id: str | None = None,
+        folder: Path | None = Path(), allow: Collection[str] = (),
     ) -> Run:  # fmt: skip
-        """A run is in the journal when this returns, and runs. With the id of a run that is there already it is that
-        run, taken up again if nobody executes it. Raises BadRequest for wrong inputs, Conflict when the id is another
-        run's, QueueFull."""
+        """A run is in the journal when this returns, and runs. `folder` is where its paths begin; without one it names
+        no files. With the id of a run that is there already it is that run, taken up again if nobody executes it.
+        Raises BadRequest for wrong inputs, Conflict when the id is another run's, QueueFull."""
         given = checked_inputs(workflow, inputs)
         _check_inlined(workflow.steps)
         plan, packed_inputs = msgspec.msgpack.encode(workflow), packed(given, "inputs")
@@ -84,7 +84,8 @@ class Runner:
                 deadline_at = None if workflow.timeout_s is None else now + workflow.timeout_s
                 record = RunRecord(
                     id=run_id, workflow=workflow.name, state="running", created_at=now, updated_at=now,
-                    deadline_at=deadline_at, inputs=given, folder=str(await trio.Path(folder).absolute()),
+                    deadline_at=deadline_at, inputs=given,
+                    folder="" if folder is None else str(await trio.Path(folder).absolute()),
                     allow=tuple(allow),
                     served=self._served, pid=os.getpid(),
                 )  # fmt: skip

@@ -1,0 +1,1 @@
+"""`crucible serve`: runs for other programs, by socket and by HTTP."""
