@@ -17,7 +17,10 @@ COMMANDS = (
     Command("runs", "COMMAND", "Runs that were started here: the next lines.", "granville.cli.crucible.runs:runs"),
     Command("runs list", "", "List them, the latest first.", "granville.cli.crucible.runs:list_runs"),
     Command(
-        "runs show", "ID", "Show a run's steps: what went in, what came out, when.", "granville.cli.crucible.show:show"
+        "runs show",
+        "ID",
+        "Show a run's steps, what went in and what came out.",
+        "granville.cli.crucible.show:show_run",
     ),
     Command("runs cancel", "ID", "End a run.", "granville.cli.crucible.runs:cancel"),
     Command(
