@@ -40,7 +40,8 @@ def check(
         str,
         Parameter(
             show_default=False,
-            help="Load it as inference, ranker, embedding or rerank; as driver.json says, or inference, unless given.",
+            help="Load it as inference, ranker, embedding, rerank, stt or tts; unless given as driver.json says, or "
+            "inference.",
         ),
     ] = "",
     driver_config: DriverConfig = None,

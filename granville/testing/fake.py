@@ -133,7 +133,10 @@ class FakeModel:
             return
         assert len(self._running) < self.slots, "more jobs than slots"
         if isinstance(request, Transcribe | Speak):
-            self._running[request.id] = _Job(request, said_words(request), 0)
+            try:
+                self._running[request.id] = _Job(request, said_words(request), 0)
+            except ValueError as error:
+                self._events.append(Failed(request.id, "bad_request", str(error)))
             return
         texts = _texts(request)
         words = _answer(request) if isinstance(request, Generate) else " ".join(texts).split()

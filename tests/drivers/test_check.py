@@ -44,7 +44,7 @@ def test_granville_llama_passes(noise: Path) -> None:
     report = check_driver("granville-llama", model=noise, rounds=20)
     assert report.passed, report.text()
     skipped = {check for check, verdict in verdicts(report).items() if verdict == "skipped"}
-    assert skipped <= {"c-symbols", "c-load", "c-cancel", "resume", "constrain", "tools"}
+    assert skipped <= {"c-symbols", "c-load", "c-cancel", "resume", "constrain", "tools", "hears", "speaks"}
 
 
 def test_granville_llama_with_the_real_model_passes(smollm2: Path) -> None:
@@ -60,6 +60,15 @@ def test_a_driver_of_vectors_passes(tmp_path: Path) -> None:
     assert report.passed, report.text()
     assert verdicts(report)["park"] == verdicts(report)["stop"] == "skipped"
     assert verdicts(report)["cancel-frees"] == verdicts(report)["odd-text"] == "pass"
+
+
+@pytest.mark.parametrize(("type", "check"), [("stt", "hears"), ("tts", "speaks")])
+def test_drivers_of_sound_pass(type: str, check: str) -> None:
+    report = check_driver(FAKE, type=type, rounds=6, options={"decode_s": 0.001, "park": False})
+    assert report.passed, report.text()
+    assert [found.check for found in report.findings if found.verdict == "warn"] == ["name"], "fake is no driver's name"
+    assert verdicts(report)[check] == verdicts(report)["cancel-frees"] == verdicts(report)["odd-text"] == "pass"
+    assert verdicts(report)["stop"] == verdicts(report)["max-tokens"] == "skipped"
 
 
 def test_a_driver_json_says_what_its_models_are_loaded_as(tmp_path: Path) -> None:
@@ -87,7 +96,7 @@ def test_a_driver_that_wants_a_model_says_how_to_name_one() -> None:
     [
         ({"only": ["speed"]}, "there is no check 'speed'; there are driver, name,"),
         ({"slots": 0}, "slots: must be at least 1, got 0"),
-        ({"type": "stt"}, "type: there are checks for inference, ranker, embedding, rerank, not for stt"),
+        ({"type": "video"}, "type: there are checks for inference, ranker, embedding, rerank, stt, tts, not for video"),
         ({"step_timeout_s": 0.0}, "a timeout must be over 0 s"),
         ({"model": "/no/such.gguf"}, "there is no file /no/such.gguf"),
     ],

@@ -80,6 +80,16 @@ async def test_voice_and_speed_reach_the_driver() -> None:
         assert (await client.terminal())["output"] == wav.wav(spoken("amy: hello"), 2 * RATE)
 
 
+async def test_what_the_client_got_wrong_is_told_at_the_results_place() -> None:
+    async with running_kernel(types=TYPES) as k:
+        client = k.connect()
+        await client.send(say("say", voice="nobody"), hear("hear") | {"audio": b"no recording"})
+        ends = {(end := await client.terminal())["id"]: end for _ in range(2)}
+    assert {id: (end["code"], end["message"].partition(":")[0]) for id, end in ends.items()} == {
+        "say": (400, "voice"), "hear": (400, "audio")
+    }  # fmt: skip
+
+
 async def test_a_stream_of_sound_joins_to_a_wav_stream_and_one_of_text_to_the_text() -> None:
     async with running_kernel(types=TYPES, decode_s=0.1) as k:
         client = k.connect()
@@ -221,7 +231,7 @@ async def test_a_file_of_another_user_is_not_read(tmp_path: Path) -> None:
 
 async def test_messages_may_be_larger_while_something_hears() -> None:
     """From the next message on: also on a connection that was there before the model."""
-    big = {"id": "x", "model_type": "stt", "audio": bytes(3000)}
+    big = {"id": "x", "model_type": "stt", "audio": wav.wav(b"a" * 2956, RATE)}
     settings = {"max_request_bytes": 2048, "max_sound_request_bytes": 4096}
     async with running_kernel(types=TYPES, **settings) as k:
         client = k.connect()

@@ -77,7 +77,7 @@ RULES = {
     for rule in (
         Rule(
             "events",
-            "step() returns a list of Token, Finished, Output, Failed and Parked, with the fields of their types",
+            "step() returns a list of Token, Audio, Finished, Output, Failed and Parked, with fields of their types",
             "interface: Model.step",
         ),
         Rule(

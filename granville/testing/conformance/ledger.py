@@ -7,8 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import msgspec
+
 from granville.errors import WIRE_ERRORS
 from granville.hosting.interface import (
+    Audio,
     Embed,
     Event,
     Failed,
@@ -18,11 +21,15 @@ from granville.hosting.interface import (
     Parked,
     Rerank,
     Score,
+    Speak,
     Task,
     Token,
     ToolCall,
+    Transcribe,
     Usage,
 )
+from granville.wire.speech import Heard
+from granville.wire.wav import MAX_RATE, MIN_RATE, SAMPLE_BYTES
 
 Break = Callable[[str, str], None]
 """Called with a rule and what was seen."""
@@ -39,6 +46,7 @@ class Job:
     task: Task
     state: State = "running"
     pieces: list[Token] = field(default_factory=list)
+    sounds: list[Audio] = field(default_factory=list)
     events: int = 0
     end: Finished | Output | Failed | None = None
 
@@ -49,6 +57,10 @@ class Job:
     @property
     def token_ids(self) -> list[int]:
         return [id for piece in self.pieces if isinstance(piece.token_ids, tuple | list) for id in piece.token_ids]
+
+    @property
+    def sound_s(self) -> float:
+        return sum(len(sound.pcm) / SAMPLE_BYTES / sound.sample_rate for sound in self.sounds)
 
     @property
     def usage(self) -> Usage:
@@ -84,7 +96,7 @@ class Ledger:
 
     def _take(self, event: Any) -> bool:
         self.judged += 1
-        if not isinstance(event, Token | Finished | Output | Failed | Parked):
+        if not isinstance(event, Token | Audio | Finished | Output | Failed | Parked):
             self._broke("events", f"step() returned a list with {a(event)} in it: {shown(event)}")
             return False
         kind, id = type(event).__name__, event.id
@@ -98,9 +110,11 @@ class Ledger:
         if job.state == "ended":
             self._broke("one-end", f"{kind} for job {id!r} after its {type(job.end).__name__}")
             return False
-        wrong = _wrong(event, job.task)
+        wrong = _wrong(event, job)
         if wrong is not None:
             self._broke(*wrong)
+            if isinstance(event, Audio):
+                return False  # of no use to whoever adds it up
         job.events += 1
         self._enter(event, job)
         return True
@@ -109,6 +123,8 @@ class Ledger:
         match event:
             case Token():
                 job.pieces.append(event)
+            case Audio():
+                job.sounds.append(event)
             case Parked():
                 job.state = "parked"
             case Finished() | Output() | Failed():
@@ -116,8 +132,9 @@ class Ledger:
                 job.end = event
 
 
-def _wrong(event: Event, task: Task) -> tuple[str, str] | None:
-    """The rule that an event breaks by itself, and how."""
+def _wrong(event: Event, job: Job) -> tuple[str, str] | None:
+    """The rule that an event breaks, by itself or as a part of its job, and how."""
+    task = job.task
     of = f"of job {event.id!r}"
     match event:
         case Token(text=str() as text) if not _writable(text):
@@ -126,8 +143,12 @@ def _wrong(event: Event, task: Task) -> tuple[str, str] | None:
             return "token-text", f"Token.text {of} is {a(text)}, not str: {shown(text)}"
         case Token(token_ids=ids) if not isinstance(ids, tuple) or not all(type(one) is int for one in ids):
             return "events", f"Token.token_ids {of} is {shown(ids)}, not a tuple of int"
-        case Token() if not isinstance(task, Generate):
-            return "events", f"Token {of}, which is a {type(task).__name__} and gives a value, not text"
+        case Token() if not isinstance(task, Generate | Transcribe):
+            return "events", f"Token {of}, which is a {type(task).__name__} and gives no text"
+        case Token() if isinstance(task, Transcribe) and event.token_ids:
+            return "events", f"Token {of} has token_ids, and a transcript has text alone"
+        case Audio() if (wrong := _wrong_sound(event, job)) is not None:
+            return "events", f"Audio {of}: {wrong}"
         case Finished() | Output() if not _counts(event.usage):
             return "events", f"usage {of} is {shown(event.usage)}, not a Usage of whole numbers from 0 up"
         case Finished(finish_reason=reason) if reason not in ("stop", "length", "tool"):
@@ -136,7 +157,7 @@ def _wrong(event: Event, task: Task) -> tuple[str, str] | None:
             return "events", f"Finished {of} has finish_reason {reason!r} and call {shown(call)}"
         case Finished() if not isinstance(task, Generate):
             return "events", f"Finished {of}, which is a {type(task).__name__} and ends with Output"
-        case Output(value=value) if (wrong := _wrong_value(value, task)) is not None:
+        case Output(value=value) if (wrong := _wrong_value(value, job)) is not None:
             return "events", f"Output {of}: {wrong}"
         case Failed(error=error) if not isinstance(error, str) or error not in WIRE_ERRORS:
             return "job-errors", f"Failed {of} has error {shown(error)}; the names are {', '.join(WIRE_ERRORS)}"
@@ -160,8 +181,33 @@ def _counts(usage: object) -> bool:
     )
 
 
-def _wrong_value(value: object, task: Task) -> str | None:
+def _wrong_sound(event: Audio, job: Job) -> str | None:
+    """What is wrong with a piece of sound, None for nothing."""
+    rate, pcm = event.sample_rate, event.pcm
+    if not isinstance(job.task, Speak):
+        return f"the job is a {type(job.task).__name__} and gives no sound"
+    if not isinstance(pcm, bytes) or len(pcm) % SAMPLE_BYTES:
+        return f"pcm is {a(pcm)}, not bytes of whole 16-bit samples: {shown(pcm)}"
+    if type(rate) is not int or not MIN_RATE <= rate <= MAX_RATE:
+        return f"sample_rate is {shown(rate)}, not a whole number from {MIN_RATE} to {MAX_RATE}"
+    if job.sounds and job.sounds[0].sample_rate != rate:
+        return f"sample_rate is {rate}, and was {job.sounds[0].sample_rate} before"
+    return None
+
+
+def _wrong_value(value: object, job: Job) -> str | None:
     """What is wrong with the value of an Output, None for nothing."""
+    task = job.task
+    if isinstance(task, Speak):
+        if not isinstance(value, dict) or not isinstance(value.get("duration_s"), int | float):
+            return f"the value is {shown(value)}, without the number duration_s"
+        return None if job.sounds else "no Audio came before it"
+    if isinstance(task, Transcribe):
+        try:
+            msgspec.convert(value, Heard)
+        except msgspec.ValidationError as error:
+            return f"the value is no transcript: {error}"
+        return None
     if not isinstance(value, list):
         return f"the value is {a(value)}, not a list"
     match task:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from functools import cache
 
-from granville.testing.conformance import jobs, leaks, loading, native, stopping, texts, threads
+from granville.testing.conformance import jobs, leaks, loading, native, speech, stopping, texts, threads
 from granville.testing.conformance.checks import CHECKS, Check
 
-_ORDER = [module.__name__ for module in (loading, native, jobs, stopping, texts, threads, leaks)]
+_ORDER = [module.__name__ for module in (loading, native, jobs, speech, stopping, texts, threads, leaks)]
 
 
 @cache

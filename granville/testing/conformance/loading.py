@@ -140,6 +140,8 @@ def answer(rig: Rig) -> str:
     began = time.perf_counter()
     job = answered(rig.model.ask(words(24)))
     took = f"{(time.perf_counter() - began) * 1000:.0f} ms"
+    if rig.plan.type == "tts":
+        return f"{job.sound_s:.2f} s of sound in {took}"
     if not rig.generates:
         return f"a value in {took}"
     if _COMPLAINT.match(job.text):

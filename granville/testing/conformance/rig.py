@@ -23,12 +23,15 @@ from granville.hosting.interface import (
     ModelSpec,
     Rerank,
     Sampling,
+    Speak,
     Task,
+    Transcribe,
 )
 from granville.hosting.locate import find_driver
 from granville.testing.conformance.checks import Fail, Skip
 from granville.testing.conformance.ledger import Job, Ledger
 from granville.testing.conformance.lines import About, Broke, Calling, Judged, Line, Plan, Returned
+from granville.testing.sound import tone
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -42,9 +45,12 @@ NATIVE = {
 }  # fmt: skip
 """What a call of a model is in a driver in C, by ABI."""
 TEXT_TYPES = ("inference", "ranker")
-VALUE_TYPES = ("embedding", "rerank")
+VALUE_TYPES = ("embedding", "rerank", "stt", "tts")
 TYPES = (*TEXT_TYPES, *VALUE_TYPES)
 """The types of model that there is work for here."""
+TONE_S = 0.2
+LOWEST_HZ, HZ_ABOVE = 200, 400
+"""Of a recording; where text decides, its length does."""
 PREFILL_MS = 20.0
 KV_RAM_BYTES = 64 << 20
 MAX_TOKENS = 16
@@ -186,6 +192,10 @@ class Rig:
             return Embed(id, (text, "a second text"))
         if self.plan.type == "rerank":
             return Rerank(id, "a question", (text, "a second document"))
+        if self.plan.type == "stt":
+            return Transcribe(id, tone(TONE_S, hz=LOWEST_HZ + len(text) % HZ_ABOVE))
+        if self.plan.type == "tts":
+            return Speak(id, text)
         sampling = Sampling(temperature=0, seed=1) if self.samples else Sampling()
         messages = more.pop("messages", (Message("user", text),))
         return Generate(id, messages, max_tokens=max_tokens, sampling=sampling, **more)

@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from granville.errors import StartupError
+from granville.hosting.fileless import is_fileless
 from granville.hosting.manifest import read_manifest
 from granville.testing.conformance.checks import RULES, Check
 from granville.testing.conformance.defaults import CONTEXT_SIZE, LOAD_TIMEOUT_S, ROUNDS, SLOTS, STEP_TIMEOUT_S
@@ -114,7 +115,7 @@ def _sensible(wish: Wish) -> None:
         raise StartupError(f"type: there are checks for {', '.join(TYPES)}, not for {wish.type}")
     if not (wish.step_timeout_s > 0 and wish.load_timeout_s > 0):
         raise StartupError("a timeout must be over 0 s")
-    if wish.model is not None and not wish.model.is_file():
+    if wish.model is not None and not wish.model.exists() and not is_fileless(wish.model):
         raise StartupError(f"there is no file {wish.model}")
 
 

@@ -119,6 +119,8 @@ def odd_text(rig: Rig) -> str:
 def too_long(rig: Rig) -> str:
     """A prompt over the context"""
     model = rig.model
+    if rig.plan.type in ("stt", "tts"):
+        raise Skip(f"models of type {rig.plan.type} read no prompt")
     context = model.raw.info.context_size
     if not context:
         raise Skip("info.context_size is 0: it does not say how much a slot holds")
