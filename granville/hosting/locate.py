@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from dataclasses import replace
 from importlib import import_module
@@ -25,6 +26,8 @@ from granville.hosting.manifest import MANIFEST, DriverManifest, check_file, che
 
 GROUP = "granville.drivers"
 LIBRARY_ENDINGS = (".so", ".dylib", ".dll")
+
+log = logging.getLogger(__name__)
 
 _CLASS = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
@@ -52,6 +55,19 @@ def installed() -> list[str]:
     """The names that `find_driver` takes: folders with a driver.json, and entry points."""
     folders = {path.parent.name for path in drivers_folder().glob(f"*/{MANIFEST}")}
     return sorted(folders | {point.name for point in entry_points(group=GROUP)})
+
+
+def naming(type: str) -> list[str]:
+    """The installed drivers whose driver.json names a type of models, by name. One that cannot be read names none."""
+    found = []
+    for path in sorted(drivers_folder().glob(f"*/{MANIFEST}")):
+        try:
+            capable = type in read_manifest(path.parent).capabilities
+        except StartupError as error:
+            log.warning("a driver is passed over: %s", error)
+            continue
+        found += [path.parent.name] if capable else []
+    return found
 
 
 def _found(name: str) -> object:

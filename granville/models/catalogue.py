@@ -11,12 +11,14 @@ from functools import cache
 import msgspec
 
 from granville.fetch.sources import Mirrors, Source, parse_source, with_facts
+from granville.fetch.trees import tree_digest
 from granville.registry.schema import embedded
 
 
 class ModelEntry(msgspec.Struct, frozen=True, kw_only=True):
     """A model of the catalogue. `license` is an SPDX expression, `type` what it is loaded for. It has either
-    one `source`, or several `sources` of the same bytes, tried in order."""
+    one `source`, or several `sources` of the same bytes, tried in order. A model that is a folder has `files`, the
+    SHA-256 of each by its path there; its own is that of their list (granville.fetch.trees)."""
 
     description: str
     source: str | None = None
@@ -25,11 +27,16 @@ class ModelEntry(msgspec.Struct, frozen=True, kw_only=True):
     size_bytes: int
     license: str
     type: str = "inference"
+    driver: str | None = None
+    """Where it is another than the daemon's `--driver`."""
+    files: dict[str, str] = {}
     aliases: list[str] = []
 
     def __post_init__(self) -> None:
         if (self.source is None) == (not self.sources):
             raise ValueError("a model has either a `source` or `sources`")
+        if self.files and tree_digest(self.files) != self.sha256:
+            raise ValueError(f"the `sha256` of these `files` is {tree_digest(self.files)}")
 
     @property
     def all_sources(self) -> list[str]:

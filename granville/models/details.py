@@ -8,6 +8,7 @@ from typing import get_args
 
 from granville.errors import DoesNotFit, StartupError
 from granville.fetch.verify import known_as, remembered
+from granville.models.kinds import TYPES
 from granville.models.memory import default_kv_ram, estimate, machine_memory
 from granville.models.store import ModelFile
 from granville.models.tensors import Tensors, read_model
@@ -54,7 +55,7 @@ def describe(file: ModelFile, *, slots: int, context_size: int) -> Details:
     assert file.path is not None
     path, entry = file.path, file.entry
     tensors, problem = None, file.problem
-    if problem is None:
+    if problem is None and file.kind in (None, "gguf"):
         try:
             _, tensors = read_model(path)
         except StartupError as error:
@@ -98,9 +99,10 @@ def describe(file: ModelFile, *, slots: int, context_size: int) -> Details:
 
 
 def model_type(file: ModelFile) -> ModelType:
-    """What it is loaded for: as the catalogue has it, else inference."""
+    """What it is loaded for: as the catalogue has it, else as its kind is, else inference."""
     known: tuple[ModelType, ...] = get_args(ModelType)
-    return next((type for type in known if file.entry is not None and type == file.entry.type), "inference")
+    said = file.entry.type if file.entry is not None else TYPES.get(file.kind) if file.kind is not None else None
+    return next((type for type in known if type == said), "inference")
 
 
 def _tuning(path: Path) -> tuple[Tuning | None, str | None]:

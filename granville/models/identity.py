@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from granville.fetch.trees import files_of, tree_digest
+from granville.hosting.fileless import is_fileless
+
 FIRST_BYTES = 1 << 20
 BLOCK_BYTES = 4096
 BLOCKS = 64
@@ -13,8 +16,13 @@ BLOCKS = 64
 def fingerprint(path: Path) -> str:
     """SHA-256 (hex) over the size as 8 bytes, the first MiB, and 64 blocks of 4 KiB spread over the file.
 
-    It reads 1.25 MiB of a file of any size, so it tells models apart; it does not prove that one is whole.
+    It reads 1.25 MiB of a file of any size, so it tells models apart; it does not prove that one is whole. A folder's
+    is that of the list of its files', a name's without a file that of the name.
     """
+    if path.is_dir():
+        return tree_digest({name: fingerprint(file) for name, file in files_of(path).items()})
+    if is_fileless(path):
+        return hashlib.sha256(path.name.encode()).hexdigest()
     size = path.stat().st_size
     digest = hashlib.sha256(size.to_bytes(8, "little"))
     with path.open("rb") as file:

@@ -26,6 +26,7 @@ from msgspec import Meta
 from granville.config import MAX_SOCKET_PATH_BYTES
 from granville.errors import StartupError
 from granville.hosting.options import Layer, OptionSchema, WrongOption
+from granville.models.kinds import is_folder_model
 from granville.models.pool import TYPES, Wanted, check_id, check_models
 from granville.wire.messages import ModelType
 
@@ -142,7 +143,8 @@ def _source(folder: Path, source: str) -> str:
     if "://" in source or source.startswith("~") or Path(source).is_absolute():
         return source
     beside = folder / source
-    return str(beside) if "/" in source or source.startswith(".") or beside.is_file() else source
+    is_beside = "/" in source or source.startswith(".") or beside.is_file() or is_folder_model(beside)
+    return str(beside) if is_beside else source
 
 
 class Document:

@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 
 from granville.errors import StartupError
+from granville.fetch.trees import tree_bytes
+from granville.hosting.fileless import is_fileless
 from granville.models.gguf import ModelHeader, read_header
 from granville.scheduling.memory import MODEL_OVERHEAD_BYTES, ModelMemory
 from granville.wire.messages import ModelType
@@ -21,6 +23,9 @@ READING_TOKENS = 2048
 """An embedding model's cache: that of its batch, whatever its slots."""
 SCORING_TOKENS = 1024
 """The cache in which a model that generates scores labels, beside its slots."""
+SPEECH_FACTOR = 2
+"""Of the files of a model that hears or speaks: its weights as they are used, and what a job works in. Whisper tiny.en,
+78 MB, takes 131 MB. Once it is loaded the driver's own figure counts."""
 KV_VALUE_BYTES = 2
 """f16."""
 MIN_DEFAULT_KV_RAM_BYTES = 16 << 20
@@ -32,7 +37,9 @@ _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:I?B)?\s*", re.IGNORECASE)
 def estimate(path: Path, type: ModelType, slots: int, context_size: int, kv_type: object = "f16") -> ModelMemory:
     """What a model of this file will take. `context_size` 0 is the driver's default. For a file that is no GGUF only
     its own size is known. A KV type smaller than f16 counts as f16. Raises OSError when the file cannot be read."""
-    weights = path.stat().st_size
+    weights = 0 if is_fileless(path) else tree_bytes(path)
+    if type in ("stt", "tts"):
+        return ModelMemory(SPEECH_FACTOR * weights)
     try:
         header = read_header(path)
     except StartupError:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 from granville.errors import StartupError
-from granville.fetch.parts import drop
+from granville.fetch.parts import drop, wheel_folder
 from granville.fetch.place import at_once, part_of, remove_if_empty, sync
+from granville.fetch.trees import files_of, tree_bytes
 from granville.fetch.verify import sidecar_of
 from granville.models.tuned import tuned_path, tuning_path
 
@@ -28,7 +30,8 @@ def require_in_store(path: Path, folder: Path) -> None:
 def users_of(path: Path) -> list[int]:
     """The processes of this user that have the model, or its tuned form, mapped into their memory; on Linux alone.
     llama.cpp maps its weights unless it is told not to, so this finds daemons at any socket, and other programs."""
-    names = {str(one.resolve()) for one in (path, tuned_path(path)) if one.exists()}
+    own = list(files_of(path).values()) if path.is_dir() else [path]
+    names = {str(one.resolve()) for one in (*own, tuned_path(path)) if one.exists()}
     found = []
     try:
         processes = [name for name in os.listdir("/proc") if name.isdecimal()]
@@ -55,6 +58,10 @@ def remove(path: Path, folder: Path) -> int:
         freed = 0
         try:
             for one in belongings(path):
+                if one.is_dir() and not one.is_symlink():
+                    freed += tree_bytes(one)
+                    _remove_folder(one)
+                    continue
                 freed += one.lstat().st_size
                 one.unlink()
             drop(part_of(path))
@@ -63,6 +70,16 @@ def remove(path: Path, folder: Path) -> int:
             raise StartupError(f"{error.filename or path}: cannot be removed: {error.strerror}") from error
     remove_empty(path.parent, folder)
     return freed
+
+
+def _remove_folder(path: Path) -> None:
+    """First out of its name, so that no half of it is ever taken for a model: `granville models remove --unfinished`
+    finds what a crash leaves."""
+    going = wheel_folder(path)
+    shutil.rmtree(going, ignore_errors=True)
+    os.rename(path, going)
+    sync(path.parent)
+    shutil.rmtree(going)
 
 
 def remove_empty(folder: Path, top: Path) -> None:

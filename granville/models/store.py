@@ -16,9 +16,12 @@ from granville.config import home
 from granville.errors import StartupError
 from granville.fetch.progress import Progress, progress_bar, silent
 from granville.fetch.sources import Source, fetch, is_here
+from granville.fetch.trees import tree_bytes
 from granville.fetch.verify import known_as, require_digest
+from granville.hosting.fileless import is_fileless
 from granville.models.catalogue import Catalogue, ModelEntry
 from granville.models.gguf import ModelHeader, read_header
+from granville.models.kinds import Kind, is_folder_model, kind_of
 from granville.models.spec import FileRef, ModelRef, NameRef, parse_ref
 from granville.models.tuned import is_tuned_file
 
@@ -31,6 +34,7 @@ class ModelFile:
     path: Path | None
     """None: in the catalogue and not fetched."""
     size_bytes: int
+    kind: Kind | None = None
     header: ModelHeader | None = None
     entry: ModelEntry | None = None
     problem: str | None = None
@@ -66,10 +70,16 @@ class ModelStore:
         return self.folder / source.place
 
     def paths(self) -> list[Path]:
-        """Every GGUF file below the folder, sorted; what tuning made of one is no model of its own."""
+        """Every model below the folder, a file or a folder, sorted; what tuning made of one is no model of its own."""
+        found = []
         # Not rglob, which fails when a fetch removes its folder beside it meanwhile.
-        found = (Path(parent, name) for parent, _, names in os.walk(self.folder) for name in names)
-        return sorted(path for path in found if path.suffix == ".gguf" and path.is_file() and not is_tuned_file(path))
+        for parent, folders, names in os.walk(self.folder):
+            models = [name for name in folders if not name.startswith(".") and is_folder_model(Path(parent, name))]
+            folders[:] = [name for name in folders if name not in models and not name.startswith(".")]
+            files = (Path(parent, name) for name in names)
+            found += [Path(parent, name) for name in models]
+            found += [path for path in files if kind_of(path) and path.is_file() and not is_tuned_file(path)]
+        return sorted(found)
 
     def files(self) -> list[ModelFile]:
         """Every model on disk, then those of the catalogue that are not. A broken file is listed with its problem."""
@@ -85,14 +95,16 @@ class ModelStore:
         if entry is not None:
             place = self.place(entry.origin)
             name = next(name for name, known in self.catalogue.models.items() if known is entry)
-            if not place.is_file():
+            if not place.exists():
                 return ModelFile(name, None, entry.size_bytes, entry=entry)
             return _describe(place, name, entry)
         if isinstance(ref, FileRef | NameRef):
             path = self._find(ref)
+            if is_fileless(path):
+                raise StartupError(f"{text} is a model without a file: there is nothing of it on this disk")
         else:
             path = self.place(ref)
-            if not path.is_file():
+            if not path.exists():
                 raise StartupError(f"{text} is not on this disk; `granville download` fetches it")
         same = (file for file in self.files() if file.path == path)
         return next(same, None) or _describe(path, path.stem, None)
@@ -123,10 +135,13 @@ class ModelStore:
             kind = 0
         except OSError as error:
             raise StartupError(f"{typed}: cannot be looked at: {error.strerror}") from error
-        if stat.S_ISREG(kind):
+        if stat.S_ISREG(kind) or is_folder_model(typed):
             return typed.absolute()
         if kind:
-            raise StartupError(f"{typed}: {'a folder' if stat.S_ISDIR(kind) else 'not a file'}; name a model file")
+            what = "a folder that is no model" if stat.S_ISDIR(kind) else "not a file"
+            raise StartupError(f"{typed}: {what}; name a model file")
+        if isinstance(ref, NameRef) and is_fileless(typed):
+            return typed
         if isinstance(ref, NameRef):
             same = [path for path in self.paths() if ref.name in (path.name, path.stem)]
             if len(same) == 1:
@@ -148,11 +163,13 @@ class ModelStore:
 
 
 def _describe(path: Path, name: str, entry: ModelEntry | None) -> ModelFile:
-    size = path.stat().st_size
+    size, kind = tree_bytes(path), kind_of(path)
+    if kind not in (None, "gguf"):
+        return ModelFile(name, path, size, kind, entry=entry)
     try:
-        return ModelFile(name, path, size, header=read_header(path), entry=entry)
+        return ModelFile(name, path, size, kind, header=read_header(path), entry=entry)
     except StartupError as error:
-        return ModelFile(name, path, size, entry=entry, problem=error.message)
+        return ModelFile(name, path, size, kind, entry=entry, problem=error.message)
 
 
 async def obtain(ref: str, progress: Progress | None = None) -> Path:
