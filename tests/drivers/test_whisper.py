@@ -8,12 +8,14 @@ import shutil
 import sys
 import tracemalloc
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from granville_piper import PiperDriver
+from granville_speech.turns import JobError
 from granville_whisper import WhisperDriver
 from granville_whisper.sound import RATE, Sound
 from granville_whisper.windows import WINDOW_S, windows
@@ -383,3 +385,32 @@ def test_a_damaged_stretch_costs_what_is_in_it(spoken: list[tuple[Pcm, int]]) ->
     assert len(sound.read(1 << 30)) > 0.7 * len(pcm) / rate * RATE
     assert sound.damaged
     sound.close()
+
+
+MUTANTS = 300
+
+
+def test_damaged_headers_end_in_a_sentence_or_in_sound(spoken: list[tuple[Pcm, int]]) -> None:
+    """Nothing else is raised, whatever they say of the file. Rates of gigahertz made FFmpeg take gigabytes."""
+    pcm, rate = spoken[0]
+    whole = [encoded(pcm[: rate // 2], rate, format) for format in FORMATS.values()]
+    refused = []
+    for seed in range(MUTANTS):
+        chance = random.Random(seed)
+        data = bytearray(chance.choice(whole))
+        for _ in range(chance.choice([1, 2, 5, 20])):
+            data[chance.randrange(min(len(data), chance.choice([64, 300, len(data)])))] = chance.randrange(256)
+        try:
+            with closing(Sound(bytes(data))) as sound:
+                assert len(sound.read(60 * RATE)) <= 10 * RATE
+        except JobError as error:
+            refused.append(error.error)
+    assert set(refused) == {"bad_request"}
+    assert MUTANTS / 10 < len(refused) < MUTANTS
+
+
+@pytest.mark.parametrize("rate", [20, 2_000_000_000])
+def test_a_rate_that_cannot_be_is_refused(model: Model, rate: int) -> None:
+    recording = bytearray(wav(np.zeros(RATE)))
+    recording[24:28] = rate.to_bytes(4, "little")
+    assert f"{rate} Hz" in failure(model, bytes(recording)).message

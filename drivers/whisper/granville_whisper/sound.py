@@ -18,6 +18,8 @@ from granville_speech.turns import JobError
 
 RATE = 16_000
 """Hz."""
+MIN_RATE, MAX_RATE = 1_000, 768_000
+"""Hz, of a file: at less, a few bytes could stand for hours; at more, resampling takes gigabytes."""
 FORMATS = (
     "wav", "w64", "aiff", "au", "caf", "flac", "mp3", "ogg", "aac", "ac3", "eac3", "amr", "mov", "mp4", "m4a", "3gp",
     "matroska", "webm", "mpegts", "mpeg", "avi", "asf", "flv", "wv", "tta", "ape",
@@ -60,7 +62,10 @@ class Sound:
     def read(self, count: int) -> Samples:
         """The next `count` samples; fewer are the last ones."""
         while self._left_samples < count:
-            piece = next(self._pieces, None)
+            try:
+                piece = next(self._pieces, None)
+            except av.error.FFmpegError:  # of the resampler: a rate or channels that cannot be
+                raise _unreadable() from None
             if piece is None:
                 break
             self._left.append(piece)
@@ -78,6 +83,9 @@ class Sound:
         resampler: AudioResampler | None = None
         known: tuple[object, ...] = ()
         for frame in self._frames():
+            if not MIN_RATE <= frame.sample_rate <= MAX_RATE:
+                rates = f"it can be {MIN_RATE} to {MAX_RATE}"
+                raise JobError("bad_request", f"the audio has a rate of {frame.sample_rate} Hz; {rates}")
             frame.pts = None  # of no use here, and sometimes wrong
             described = (frame.format.name, frame.layout.name, frame.sample_rate)
             if resampler is None or described != known:  # a stream may change in the middle
