@@ -18,8 +18,8 @@ from granville_piper.voices import Speaker, Voices
 
 BLOCK_CHARS = 1000
 """Of a text that are turned into phonemes at once. espeak-ng finds the sentences in them."""
-SENTENCE_PHONEMES = 350
-"""About 20 s. A longer sentence is cut: memory grows with the square of its length, and nothing is heard meanwhile."""
+SENTENCE_PHONEMES = 200
+"""About 12 s. A longer sentence is cut: memory grows with its length, and nothing else is done meanwhile."""
 FIRST_PHONEMES = 120
 """Of the first piece, where it can be cut at a clause: whoever waits hears something sooner."""
 LOUDEST = 32767
