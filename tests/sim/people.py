@@ -183,10 +183,12 @@ class Person:
 
     async def _send_control(self, n: int) -> None:
         rng, scenario = self.rng, self.world.scenario
-        op = rng.choice(["cancel", "status", "job", "models", "ping"])
+        op = rng.choice(["cancel", "status", "job", "models", "ping", "warm", "warm"])
         message: Map = {"op": op, "rid": f"{self.number}-{n}"}
         if op == "cancel" and not scenario.cancels:
             return
+        if op == "warm":
+            message |= self._draw_wish()
         if op in ("cancel", "job"):
             message |= {"op": "cancel" if op == "cancel" else "status", "id": self.world.some_id(rng)}
         if op == "cancel":
@@ -254,6 +256,15 @@ class Person:
         if self.kind == "half-closing" and rng.random() < 0.2:
             message["unheard_of"] = 1
         return Ask(message, words)
+
+    def _draw_wish(self) -> Map:
+        """What may be asked next."""
+        rng, scenario = self.rng, self.world.scenario
+        what: Map = {"messages": [{"role": "user", "content": "first"}, {"role": "assistant", "content": "f"}]}
+        if scenario.sessions and rng.random() < 0.6:
+            what = {"session_id": f"s{rng.randrange(scenario.sessions)}"}
+        priority = rng.choice(scenario.classes)
+        return what | {"ttl_ms": rng.choice([1, 500, 20_000]), "wait": rng.random() < 0.5, "priority": priority}
 
     def _draw_generation(self, message: Map, words: list[str]) -> None:
         rng, scenario = self.rng, self.world.scenario

@@ -121,5 +121,6 @@ def _model(rng: Random, type: ModelType, decode_s: float, prefill_token_s: float
         "score_fails": rng.random() < 0.1,
         "weights_bytes": 1000,
         "resume": rng.random() < 0.5,
+        "warm": rng.random() < 0.8,
     }
     return FakeSpec(type, rng.choice([1, 1, 2, 4]), plan)

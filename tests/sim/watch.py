@@ -12,9 +12,10 @@ from unittest.mock import patch
 import trio
 
 from granville.errors import DeadlineExceeded, Internal, QueueFull
-from granville.hosting.interface import Embed, Generate, Rerank, Score, Task
+from granville.hosting.interface import Embed, Generate, Rerank, Score, Task, Warm
 from granville.nursery.desk import Desk
 from granville.nursery.inference import MAX_PARKS, Inference
+from granville.nursery.warming import MAX_WARM
 from granville.scheduling.job import Job
 from granville.scheduling.memory import KEEPS_STATES
 from granville.scheduling.sessions import Transcript
@@ -158,6 +159,10 @@ class Watch:
         """A model gets a task."""
         if isinstance(task, Score):
             return
+        if isinstance(task, Warm):
+            assert messages, "the model cannot do this"
+            assert task.messages
+            return
         job = self._jobs[int(task.id)]
         request = job.request
         if isinstance(task, Embed | Rerank):
@@ -206,6 +211,13 @@ class Watch:
         for job in desk.admission.jobs():
             assert job.outcome is not None or now <= job.deadline, "over its deadline"
             assert (job in desk.backlog) == (job.outcome is None and job.state in ("waiting", "parked"))
+        assert len(desk.warming._wishes) <= MAX_WARM
+        for model in desk.models:
+            stepper: Any = model._stepper
+            if model.entry.state == "ready" and stepper._model is not None and not stepper._commands:
+                kept = {wish.key for wish in desk.warming._wishes.values() if wish.model is model}
+                warmth = stepper._model.warmth
+                assert warmth._warm.keys() | warmth._unread.keys() <= kept, "what nobody wants is kept warm"
         held = desk.admission.held
         assert held.total_bytes <= held.budget.request_bytes_limit
         for id, turns in self._turns.items():

@@ -32,6 +32,8 @@ from tests.sim.watch import Violation, Watch, WatchedModel
 
 LOST_S = 1e6
 """Longer than anything may take in simulated time."""
+REFUSED = ("unknown_job", "unsupported", "no_model", "shutting_down", "driver_failed")
+"""Control operations, for a reason that is not theirs."""
 GENERATE = ("inference", "ranker")
 MAX_BREAKS = 4
 
@@ -182,7 +184,9 @@ class World(Kernel):
 
     def check_reply(self, message: Map) -> None:
         if "error" in message:
-            assert message["error"] == "unknown_job", message
+            assert message["error"] in REFUSED, message
+        elif "prompt_tokens" in message:
+            assert message["state"] in ("warm", "cold"), message
 
     # What happens to the daemon
 
