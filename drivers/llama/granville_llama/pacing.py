@@ -26,7 +26,7 @@ DECODES_OF_PREFILL = 2.0
 HEADROOM = 0.65
 """Of the allowance is planned for: a piece that takes longer than expected should still be within it. With 0.9 one gap
 in a hundred was four decodes long instead of three."""
-SPARE_S = 0.05
+SPARE_S = 0.1
 """What is read in spare time comes in pieces of so long: a job that comes meanwhile waits for the end of one."""
 MOST_PLANNED = 0.8
 """Of the allowance may a piece of MIN_PIECE_TOKENS be expected to take. One in a hundred takes 1.6 times as long as
