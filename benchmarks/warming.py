@@ -3,6 +3,7 @@ kept warm, and without that."""
 
 from __future__ import annotations
 
+import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -52,7 +53,7 @@ def warm(peers: Peers, settings: Settings) -> list[Figure]:
             unit="ms",
             values={subject: values[subject] for subject in SUBJECTS},
             goals=[] if "on disk" in name else [Goal(0.25, "at most", "cold")],
-            note=f"To warm it took {values['warming'][0]:.0f} ms in the first round.",
+            note=f"To be warm, {name} took {statistics.median(values['warming']):.0f} ms.",
         ).conclude()
         for name, values in seen.items()
     ]

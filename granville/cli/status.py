@@ -93,6 +93,10 @@ def _daemon_table(reply: Mapping[str, Any]) -> Table:
         table.add_row("rate", f"{queue['service_rate_per_s']:.2f} jobs/s")
     table.add_row("jobs", ", ".join(f"{count} {name}" for name, count in jobs.items()))
     table.add_row("connections", f"{reply['connections']['open']} of {reply['connections']['limit']}")
+    if (warm := reply.get("warm")) and (warm["kept"] or warm["hits"]):
+        table.add_row(
+            "kept warm", f"{warm['kept']} prompts, {_bytes(warm['bytes'])}; {warm['hits']} requests found theirs"
+        )
     callbacks = reply["callbacks"]
     table.add_row("callbacks", ", ".join(f"{count} {name}" for name, count in callbacks.items()))
     if reply["unknown_fields"]:

@@ -39,6 +39,7 @@ STATUS: Map = {
         "slots": 8, "running": 3, "waiting": 7, "driver": "granville-llama", "architecture": "llama",
         "context_size": 2048, "memory_bytes": 334_000_000, "tokens_per_s": 87.5, "stalled_s": 2.04,
     }],
+    "warm": {"kept": 3, "bytes": 12_000_000, "hits": 7},
     "connections": {"open": 4, "limit": 4096},
     "callbacks": {"delivered": 29, "failed": 0, "senders": 1},
     "unknown_fields": 0,
@@ -357,6 +358,7 @@ def test_status_shows_the_daemon_and_its_models(daemon: Daemon) -> None:
         "0.1.0, serving, up 1 h 02 min, pid 4711", "7 of 1000 waiting (2 high, 5 normal), the oldest for 1.5 s",
         "3.25 jobs/s", "29 finished", "4 of 4096", "29 delivered", "llama-a1b2c3", "ready", "granville-llama",
         "3/8", "87.5", "2048", "334 MB", "2.0 s ago",
+        "3 prompts, 12 MB; 7 requests found theirs",
     ):  # fmt: skip
         assert shown in done.stdout
 

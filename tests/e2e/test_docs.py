@@ -72,8 +72,9 @@ def test_the_drivers_in_c_of_the_drivers_page(folder: Path, block: int, answer: 
 
 def test_the_conversation_of_the_sessions_page(daemon: Daemon, folder: Path) -> None:
     """The fake driver repeats the last turn, and its prompts are words."""
-    (code,) = blocks(ROOT / "docs" / "sessions.md", "python")
+    code, warm = blocks(ROOT / "docs" / "sessions.md", "python")
     assert run_python(code, folder, daemon.socket) == "What colour is it?\n0 of 10 tokens were in the cache\n"
+    assert run_python(warm, folder, daemon.socket) == "warm with 6 tokens\n"
 
 
 def test_the_manifest_of_the_operations_page(tmp_path: Path) -> None:
