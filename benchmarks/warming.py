@@ -53,7 +53,7 @@ def warm(peers: Peers, settings: Settings) -> list[Figure]:
             unit="ms",
             values={subject: values[subject] for subject in SUBJECTS},
             goals=[] if "on disk" in name else [Goal(0.25, "at most", "cold")],
-            note=f"To be warm, {name} took {statistics.median(values['warming']):.0f} ms.",
+            note=f"{name[0].upper()}{name[1:]}: warm {statistics.median(values['warming']):.0f} ms after it was said.",
         ).conclude()
         for name, values in seen.items()
     ]

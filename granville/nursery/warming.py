@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from granville.errors import GranvilleError, ShuttingDown
+from granville.errors import GranvilleError, Internal, ShuttingDown
 from granville.hosting.floor import StepEvent
 from granville.hosting.interface import Failed, Message, Output, Usage, Warm
 from granville.nursery.tasks import to_error, to_warm
@@ -78,6 +78,9 @@ class Warming:
             self._begin(message, reply)
         except GranvilleError as error:
             reply(error)
+        except Exception:
+            log.exception("nothing can be kept warm")
+            reply(Internal("the daemon failed on this operation"))
 
     def turn_began(self, job: Job) -> None:
         """What was kept of a session for its next turn has been used."""
@@ -110,7 +113,7 @@ class Warming:
         if isinstance(event, Output):
             kept = event.value[0] if isinstance(event.value, list) and event.value else 0
             wish.tell(wish.answer("warm" if kept else "cold", event.usage))
-            self._end_all(wish.replaces)
+            self._end_replaced(wish)
             if not kept:
                 self._drop(wish)
         elif isinstance(event, Failed):
@@ -187,6 +190,10 @@ class Warming:
     def _of(self, session: str) -> list[_Wish]:
         return [wish for wish in self._wishes.values() if wish.request.session_id == session]
 
+    def _end_replaced(self, wish: _Wish) -> None:
+        replaced, wish.replaces = wish.replaces, []
+        self._end_all(replaced)
+
     def _end_all(self, wishes: list[_Wish]) -> None:
         for wish in list(wishes):
             self._drop(wish)
@@ -196,7 +203,7 @@ class Warming:
         if self._wishes.pop(wish.key, None) is None:
             return
         wish.over.set()
-        self._end_all(wish.replaces)
+        self._end_replaced(wish)
         wish.tell(wish.answer("cold", Usage()))
         if wish.model is not None:
             wish.model.cool(wish.key)

@@ -45,6 +45,10 @@ def has_written(folder: Path, since: float) -> bool:
     return any(path.stat().st_mtime >= since for path in (folder / "kv").rglob("session-*.kv"))
 
 
+def wish(**what: object) -> Map:
+    return {"op": "warm", "ttl_ms": 60_000, "wait": True, "rid": 1} | what
+
+
 class Agent:
     """One conversation, and what its turns have read."""
 
@@ -100,6 +104,7 @@ def test_eight_turns_read_new_tokens_only(folder: Path, smollm2: Path) -> None:
         daemon.signal(signal.SIGKILL)
         daemon.wait()
     with serving(folder, smollm2) as daemon, daemon.connect() as client:
+        assert {"state": "warm"}.items() <= client.ask(wish(session_id="run/agent")).items(), "from disk"
         for text in ("Look once more.", "And the width?", "Thank you, that is all."):
             agent.turn(client, f"The tool says: {text}", tools=TOOLS, tool_choice="required")
         other.turn(client, "Which is older?", json_schema=STEP)
@@ -123,3 +128,15 @@ def test_branches_of_a_conversation_read_what_the_model_said_once_more_and_then_
         for text in ("Go on.", "And then?"):
             for branch in branches:
                 branch.turn(client, text)
+
+
+def test_a_step_that_is_known_beforehand_reads_its_input_only(folder: Path, smollm2: Path) -> None:
+    with serving(folder, smollm2) as daemon, daemon.connect() as client:
+        system = {"role": "system", "content": f"{SYSTEM} You judge what others have said, and say why."}
+        reply = client.ask(wish(messages=[system], tools=TOOLS, tool_choice="required"))
+        assert (reply["state"], reply["cached_tokens"]) == ("warm", 0)
+        judge = Agent("run/judge", [system])
+        usage = judge.turn(client, "Is this true?", tools=TOOLS, tool_choice="required")["usage"]
+        assert usage["cached_tokens"] == reply["prompt_tokens"] > 150
+        assert usage["prompt_tokens"] - usage["cached_tokens"] <= MARKS
+        assert daemon.status()["warm"]["hits"] == 1
