@@ -22,6 +22,7 @@ from granville.hosting.interface import (
     Generate,
     ModelInfo,
     ModelSpec,
+    Output,
     Parked,
     Task,
     Token,
@@ -309,6 +310,17 @@ class ScoreLies(Good):
         def submit(self, request: Task) -> None:
             if isinstance(request, Generate):
                 super().submit(request)
+
+
+class WarmLies(Good):
+    class model(Model):
+        capabilities = Capabilities(warm=True)
+
+        def submit(self, request: Task) -> None:
+            if isinstance(request, Generate):
+                super().submit(request)
+            else:
+                self.events.append(Output(request.id, [], Usage()))
 
 
 class TypeLies(Good):

@@ -36,7 +36,7 @@ def test_the_fake_driver_passes() -> None:
     report = check_driver(FAKE, rounds=20, options={"scores": True, "decode_s": 0.001})
     assert report.passed, report.text()
     assert verdicts(report).keys() == all_checks().keys() | ALWAYS
-    for check in ("cancel", "park", "park-cancel", "stop", "score", "interrupt", "leaks-jobs", "leaks-loads"):
+    for check in ("cancel", "park", "park-cancel", "stop", "score", "warm", "interrupt", "leaks-jobs", "leaks-loads"):
         assert verdicts(report)[check] == "pass", check
 
 

@@ -61,6 +61,7 @@ BROKEN = [
     ("ParkForgets", "park", "park", "differ from character 6 on: 'river lamp stone"),
     ("ParkSilent", "park", "park", "the next steps did not say Parked"),
     ("ScoreLies", "score", "score", "is stuck: "),
+    ("WarmLies", "warm", "events", "0 values for a Warm, which has one"),
     ("TypeLies", "model", "model", "loaded as inference, its capabilities name embedding"),
     ("NoStop", "stop", "stop", "with stop=("),
     ("TooMany", "max-tokens", "max-tokens", "max_tokens was 1 and the answer has 48 tokens"),

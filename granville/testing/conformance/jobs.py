@@ -7,9 +7,9 @@ from itertools import count
 
 import msgspec
 
-from granville.hosting.interface import Constraint, Finished, Message, Score, Tool
+from granville.hosting.interface import Constraint, Finished, Message, Score, Tool, Warm
 from granville.testing.conformance.checks import Fail, Skip, check
-from granville.testing.conformance.ledger import Job, shown
+from granville.testing.conformance.ledger import Job, difference, shown
 from granville.testing.conformance.rig import Rig, answered, words
 
 IDLE_S = 1.0
@@ -152,6 +152,32 @@ def score(rig: Rig) -> str:
     for job in (asked, *running):
         answered(job)
     return f"3 labels, with {model.slots} slots taken"
+
+
+@check(
+    "warm",
+    group="jobs",
+    right="with Capabilities(warm=True) a Warm is read beside the jobs, ends with an Output, and changes no answer",
+    where="interface: Warm",
+    needs=("answer",),
+)
+def warm(rig: Rig) -> str:
+    """What a prompt begins with, read beforehand"""
+    model = rig.model
+    model.need("warm")
+    begins = (Message("user", words(40)), Message("assistant", "So it is."))
+    talk = (*begins, Message("user", words(5)))
+    before = answered(model.ask("", messages=talk, max_tokens=6))
+    running = [model.submit(rig.task(words(12, start=number))) for number in range(model.slots)]
+    wish = model.submit(Warm(rig.new_id("warm"), begins))
+    model.until_ended(wish, *running)
+    for job in (wish, *running):
+        answered(job)
+    after = answered(model.ask("", messages=talk, max_tokens=6))
+    model.cancel(wish.task.id)
+    if rig.samples and before.text != after.text:
+        raise Fail(f"an answer is another one after its beginning was warm: {difference(before.text, after.text)}")
+    return f"{after.usage.cached_tokens} of {after.usage.prompt_tokens} tokens were not read again"
 
 
 @check(

@@ -27,6 +27,7 @@ from granville.hosting.interface import (
     ToolCall,
     Transcribe,
     Usage,
+    Warm,
 )
 from granville.wire.speech import Heard
 from granville.wire.wav import MAX_RATE, MIN_RATE, SAMPLE_BYTES
@@ -216,6 +217,8 @@ def _wrong_value(value: object, job: Job) -> str | None:
         case Score(labels=wanted) | Embed(texts=wanted) | Rerank(documents=wanted):
             if len(value) != len(wanted):
                 return f"{len(value)} values for {len(wanted)} {'labels' if isinstance(task, Score) else 'texts'}"
+        case Warm() if len(value) != 1:
+            return f"{len(value)} values for a Warm, which has one: how many tokens are in memory"
     rows = value if isinstance(task, Embed) else [value]
     for row in rows:
         if not isinstance(row, list) or not all(isinstance(one, int | float) and math.isfinite(one) for one in row):
