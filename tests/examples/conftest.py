@@ -8,9 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import trio
 
-from granville.models.store import obtain
 from tests.e2e.harness import Daemon, running
 from tests.examples.harness import Shell
 
@@ -30,9 +28,8 @@ def readers(smollm2: Path, minilm: Path) -> Iterator[Daemon]:
 
 
 @pytest.fixture(scope="session")
-def speakers(smollm2: Path) -> Iterator[Daemon]:
-    whisper, joe = trio.run(obtain, "whisper-tiny.en"), trio.run(obtain, "joe")
-    with serving(f"main:{smollm2}", f"stt:{whisper}", f"tts:{joe}") as daemon:
+def speakers(smollm2: Path, whisper_tiny: Path, piper_joe: Path) -> Iterator[Daemon]:
+    with serving(f"main:{smollm2}", f"stt:{whisper_tiny}", f"tts:{piper_joe}") as daemon:
         yield daemon
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -52,19 +51,3 @@ class Shell:
         )
         assert done.returncode == 0, f"{done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
         return done.stdout
-
-
-def words(text: str) -> list[str]:
-    """As they are heard: without case and punctuation."""
-    return re.findall(r"[a-z0-9']+", text.lower())
-
-
-def word_errors(heard: str, said: str) -> int:
-    """Words to put in, leave out or change, to make one text of the other."""
-    left, right = words(heard), words(said)
-    row = list(range(len(right) + 1))
-    for number, word in enumerate(left, 1):
-        diagonal, row[0] = row[0], number
-        for at, other in enumerate(right, 1):
-            diagonal, row[at] = row[at], min(row[at] + 1, row[at - 1] + 1, diagonal + (word != other))
-    return row[-1]

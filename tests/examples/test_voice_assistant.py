@@ -6,7 +6,8 @@ import io
 import wave
 from pathlib import Path
 
-from tests.examples.harness import EXAMPLES, Shell, word_errors, words
+from tests.drivers.sounds import word_errors, words
+from tests.examples.harness import EXAMPLES, Shell
 
 EXAMPLE = EXAMPLES / "voice-assistant"
 HEAR = """\
@@ -40,7 +41,7 @@ def test_a_question_is_heard_word_by_word_and_the_answer_can_be_heard(voice: She
     assert words(outputs["answer"])
     assert seconds(answer) > 0.5
     # Names and numbers are spelt otherwise than they are heard; one word in three at most.
-    assert word_errors(hear(voice, answer), outputs["answer"]) <= len(words(outputs["answer"])) // 3
+    assert word_errors(outputs["answer"], hear(voice, answer)) <= len(words(outputs["answer"])) // 3
 
 
 def test_silence_is_answered_by_an_apology_and_asks_no_model(voice: Shell) -> None:
@@ -54,4 +55,4 @@ def test_silence_is_answered_by_an_apology_and_asks_no_model(voice: Shell) -> No
     silence.write_bytes(pcm.getvalue())
     outputs = voice.outputs(EXAMPLE / "workflow.yaml", "--audio", silence, "--out", answer)
     assert outputs["answer"] is None
-    assert word_errors(hear(voice, answer), "Sorry, I did not hear anything.") <= 1
+    assert word_errors("Sorry, I did not hear anything.", hear(voice, answer)) <= 1
