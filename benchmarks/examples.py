@@ -23,7 +23,7 @@ import cyclopts
 import msgspec
 import trio
 from granville.crucible.tools.toolbox import toolboxes
-from granville.crucible.workflow.reading import read_workflow
+from granville.crucible.workflow.reading import open_workflow
 
 from benchmarks.peers import ROOT
 from benchmarks.processes import BenchError, Child, granville
@@ -79,7 +79,7 @@ def of_turns(workflow: Workflow, turns: int) -> tuple[Workflow, dict[str, Any]]:
 
 async def agent_loop(server: Child, rounds: int) -> list[Figure]:
     """What each turn reads beside what is new in it and beside the whole conversation, in tokens."""
-    workflow, inputs = of_turns(read_workflow(EXAMPLES / "agent" / "workflow.yaml"), TURNS)
+    workflow, inputs = of_turns(open_workflow(EXAMPLES / "agent" / "workflow.yaml"), TURNS)
     read: list[float] = []
     new: list[float] = []
     whole: list[float] = []
@@ -122,7 +122,7 @@ async def timed(client: Client, **fields: Any) -> tuple[float, Result]:
 
 async def voice(server: Child, rounds: int) -> list[Figure]:
     """A spoken question to a spoken answer, beside the same three requests made one by one, and beside the command."""
-    workflow = read_workflow(EXAMPLES / "voice-assistant" / "workflow.yaml")
+    workflow = open_workflow(EXAMPLES / "voice-assistant" / "workflow.yaml")
     think = next(step for step in workflow.steps if step.id == "think")
     seconds: dict[str, list[float]] = {"workflow": [], "its models alone": [], "crucible run": []}
     async with connect(server.address) as client, runner_at(server) as runner:

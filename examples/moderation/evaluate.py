@@ -77,7 +77,9 @@ def main() -> None:
     console.print(f"\n{right:.0f} of {counts.total()} right ({accuracy(counts):.0%}); chance is {1 / len(LABELS):.0%}")
     for row, decision in zip(rows, decisions, strict=True):
         if decision["label"] != row["label"]:
-            console.print(f"  {row['label']:>7} taken for {decision['label']:<7}  {row['text']}", markup=False)
+            console.print(
+                f"  {row['label']:>7} taken for {decision['label']:<7}  {row['text']}", markup=False, soft_wrap=True
+            )
 
 
 if __name__ == "__main__":

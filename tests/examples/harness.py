@@ -49,5 +49,7 @@ class Shell:
             timeout=PATIENCE_S,
             check=False,
         )
-        assert done.returncode == 0, f"{done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+        assert done.returncode == 0, (
+            f"{done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}\n{self.daemon.log[-4000:]}"
+        )
         return done.stdout
