@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from granville_llama import LlamaDriver
 
+from granville.cli.commands import Command
+from granville.cli.crucible import help as crucible_help
 from granville.cli.help import COMMANDS
 from granville.errors import StartupError
 from granville.hosting.options import OptionSchema, merge_options
@@ -20,7 +22,7 @@ from tests.drivers import c_drivers
 from tests.e2e.harness import GRANVILLE, PATIENCE_S, Daemon, running
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "examples").rglob("README.md"))]
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -118,19 +120,32 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert (page.parent / target).exists(), target
 
 
-def test_flags_in_the_documents_exist() -> None:
-    commands = {command.name for command in COMMANDS}
+def used_flags(program: str, commands: set[str]) -> dict[str, set[str]]:
+    """The flags that the documents give to each command of a program."""
     used: dict[str, set[str]] = {}
     for page in PAGES:
-        for line in re.findall(r"granville ([a-z]+[^\n`]*)", page.read_text()):
+        for line in re.findall(rf"{program} ([a-z]+[^\n`|]*(?:\\\n[^\n`|]*)*)", page.read_text()):
             name, *words = line.split()
             if words and f"{name} {words[0]}" in commands:
                 name = f"{name} {words.pop(0)}"
             if name in commands:
                 used.setdefault(name, set()).update(re.findall(r"(?<!\S)--?[a-z][a-z-]*", " ".join(words)))
-    assert {"serve", "submit", "chat", "status", "download", "models"} <= used.keys()
+    return used
+
+
+@pytest.mark.parametrize(
+    ("program", "commands", "expected"),
+    [
+        ("granville", COMMANDS, {"serve", "submit", "chat", "status", "download", "models"}),
+        ("crucible", crucible_help.COMMANDS, {"run", "check", "graph", "index", "runs show"}),
+    ],
+    ids=["granville", "crucible"],
+)
+def test_flags_in_the_documents_exist(program: str, commands: tuple[Command, ...], expected: set[str]) -> None:
+    used = used_flags(program, {command.name for command in commands})
+    assert expected <= used.keys()
     for name, flags in used.items():
-        command = [str(GRANVILLE), *name.split(), "--help"]
+        command = [str(GRANVILLE.with_name(program)), *name.split(), "--help"]
         help_page = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         for flag in flags - {"--help"}:
-            assert re.search(rf"(?<!\S){flag}\b", help_page), f"granville {name} has no {flag}"
+            assert re.search(rf"(?<!\S){flag}\b", help_page), f"{program} {name} has no {flag}"
