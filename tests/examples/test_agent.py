@@ -23,7 +23,9 @@ def test_an_agent_plans_calls_observes_and_answers(shell: Shell) -> None:
     plan = outputs["plan"]
     assert 1 <= len(plan) <= 6
 
-    steps = {step["key"]: step for step in json.loads(shell.crucible("runs", "show", "agent-1", "--json"))["steps"]}
+    steps = {
+        step["key"]: step for step in json.loads(shell.crucible("runs", "show", "agent-1", "--full", "--json"))["steps"]
+    }
     turns = [steps[key] for key in sorted(key for key in steps if key.endswith(".execute"))]
     assert len(turns) <= 8
     done = [turn["output"]["do"] for turn in turns]
