@@ -22,8 +22,6 @@ from typing import Any
 import cyclopts
 import msgspec
 import trio
-from granville.crucible.tools.toolbox import toolboxes
-from granville.crucible.workflow.reading import open_workflow
 
 from benchmarks.peers import ROOT
 from benchmarks.processes import BenchError, Child, granville
@@ -33,7 +31,9 @@ from granville.client.address import new_id
 from granville.crucible.journal.records import StepRecord
 from granville.crucible.journal.runs import Journal
 from granville.crucible.running.runner import Runner, open_runner
+from granville.crucible.tools.toolbox import toolboxes
 from granville.crucible.workflow.model import Repeat, Workflow
+from granville.crucible.workflow.reading import open_workflow
 from granville.models.store import obtain
 from granville.wire.messages import ChatMessage, Request, Result
 

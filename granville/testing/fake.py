@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Literal
 
 import msgspec
 import trio
@@ -43,43 +42,14 @@ from granville.hosting.interface import (
     shortened,
 )
 from granville.nursery.stepper import Command, Commanded, EventSink
+from granville.testing.fake_plan import FakePlan, Fault
 from granville.testing.fake_warmth import FakeWarmth
 from granville.testing.sound import last_word, rate_of, said_words, spoken
 
+__all__ = ["FakeDriver", "FakeModel", "FakePlan", "TrioStepper"]
+
 NO_CHAT = ("embedding", "rerank", "stt", "tts")
 Work = Generate | Embed | Rerank | Transcribe | Speak
-Fault = Literal["raise", "hang", "fail_job"]
-
-
-@dataclass(kw_only=True)
-class FakePlan:
-    """How a fake model behaves. Seconds are simulated, or slept in a real thread."""
-
-    load_s: float = 0.0
-    load_error: str | None = None
-    failing_loads: int | None = None
-    """How many loads fail with `load_error`; None is all of them."""
-    weights_bytes: int = 0
-    """What it says that its weights take."""
-    prefill_token_s: float = 0.0
-    decode_s: float = 0.0
-    """One decode, whatever the number of jobs in it; 0 answers a job whole in one step."""
-    context_size: int = 4096
-    park: bool = True
-    resume: bool = False
-    """Whether it goes on with what a job had said before a failure."""
-    messages: bool = True  # whether it takes whole conversations, which can be shortened
-    token_bytes: int = 0  # of a parked job
-    fault: Fault | None = None
-    fault_after_steps: int = 0
-    """The step, counted from 1 over all lives of the driver, that has the fault; once only."""
-    warm: bool = True
-    """Whether it takes `Warm`; what it has read so is not read again."""
-    scores: bool = False
-    """Whether it takes `Score`; a label is the likelier the nearer to the prompt's end it was mentioned."""
-    score_s: float = 0.0
-    score_fails: bool = False
-    fault_word: str | None = None  # in a job's prompt: it has the fault, whenever it runs
 
 
 @dataclass(slots=True)

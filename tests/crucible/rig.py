@@ -58,7 +58,7 @@ class Place:
                 self.requests.append(request)
                 return job
 
-            kernel.desk.accept = noted  # type: ignore[method-assign, assignment]
+            kernel.desk.accept = noted  # type: ignore[method-assign]
 
     @asynccontextmanager
     async def dial(self) -> AsyncIterator[Client]:

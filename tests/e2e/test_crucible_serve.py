@@ -10,6 +10,7 @@ import socket
 import tempfile
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import msgpack
@@ -31,6 +32,10 @@ def serving(daemon: Daemon) -> Iterator[Crucible]:
             assert serving.stop() == 0
             assert "level=ERROR" not in serving.log
         assert not (Path(path) / "c.sock").exists()
+
+
+def _is_finished(serving: Crucible, id: str) -> bool:
+    return bool(serving.run_of(id)["state"] == "finished")
 
 
 def run_message(workflow: str = HELLO, **more: object) -> Map:
@@ -202,7 +207,7 @@ def test_sound_goes_in_and_out_as_bytes(serving: Crucible) -> None:
     ):
         assert posted[0] == 202, posted
         id = posted[1]["id"]
-        eventually(lambda id=id: serving.run_of(id)["state"] == "finished")
+        eventually(partial(_is_finished, serving, id))
         assert serving.run_of(id)["outputs"]["back"] == {"bytes": len(wav), "href": f"/runs/{id}/outputs/back"}
         with serving.stream(f"/runs/{id}/outputs/back") as response:
             assert response.headers["content-type"] == "audio/wav"

@@ -6,11 +6,11 @@ from collections.abc import AsyncIterator
 
 import trio
 
-from granville.client.callback import MAX_REPLY_BYTES
 from granville.crucible.daemon.desk import Desk
 from granville.crucible.messages import end_map
 from granville.crucible.running.events import Event, RunEvent
 from granville.errors import TooLarge
+from granville.wire.framing import MAX_REPLY_BYTES
 from granville.wire.messages import encode, error_reply
 
 

@@ -1,6 +1,7 @@
 """The JSON Schema of a workflow's YAML form, for editors: `crucible.schema.json` beside this module.
 
-It is made out of the structs and their docstrings: `python -m granville.crucible.workflow.schema > crucible.schema.json`.
+It is made out of the structs and their docstrings:
+`python -m granville.crucible.workflow.schema > crucible.schema.json`.
 """
 
 from __future__ import annotations
