@@ -62,3 +62,8 @@ def status_of(error: GranvilleError) -> int:
     """The exit status for an error: that of its class or of the nearest one above it in the tree."""
     of_class = next((_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS), None)
     return _BY_CODE.get(error.code, FAILED) if of_class is None else of_class
+
+
+def status_of_name(error: str | None) -> int:
+    """The exit status for an error by its name on the wire."""
+    return next((exit.status for exit in EXITS for kind in exit.errors if kind.error == error), FAILED)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.crucible import Crucible, crucible_serving
 from tests.e2e.harness import Daemon, running
 
 
@@ -30,3 +31,14 @@ def daemon(request: pytest.FixtureRequest) -> Iterator[Daemon]:
             assert daemon.stop() == 0
             assert "level=ERROR" not in daemon.log
         assert not daemon.socket.exists()
+
+
+@pytest.fixture(scope="module")
+def serving(daemon: Daemon) -> Iterator[Crucible]:
+    """One `crucible serve` for the module, above the module's Granville."""
+    with tempfile.TemporaryDirectory(prefix="crucible-", dir="/tmp") as path:
+        with crucible_serving(Path(path), daemon.socket, "--tcp", "127.0.0.1:0") as serving:
+            yield serving
+            assert serving.stop() == 0
+            assert "level=ERROR" not in serving.log
+        assert not (Path(path) / "c.sock").exists()

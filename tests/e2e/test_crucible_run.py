@@ -119,7 +119,7 @@ def test_sound_goes_to_a_pipe_and_not_to_a_terminal(daemon: Daemon, flows: Path)
         (["hello.yaml", "-i", "who"], 3, "--input who: expected NAME=VALUE"),
         (["hello.yaml", "-i", "who=a", "-i", "who=b"], 3, "--input who: given twice"),
         (["hello.yaml", "--audio", "x.wav"], 3, "--audio: hello takes no sound"),
-        (["echo.yaml", "-i", "count=many"], 3, "--input count: not JSON; integer is expected"),
+        (["echo.yaml", "-i", "count=many"], 3, "--input count: expected a whole number"),
         (["echo.yaml", "--input-json", "count=1.5"], 3, "inputs.count: expected a whole number"),
         (["echo.yaml", "--input-file", "names=nothere"], 3, "--input-file: nothere cannot be read"),
         (["echo.yaml", "--audio", "nothere.wav"], 3, "--audio: nothere.wav cannot be read"),

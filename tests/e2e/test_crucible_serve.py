@@ -7,10 +7,7 @@ import json
 import os
 import signal
 import socket
-import tempfile
 import threading
-from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import msgpack
@@ -23,24 +20,13 @@ from tests.e2e.harness import Callback, Client, Daemon, Map, eventually, running
 CONFIG = {"decode_s": 0.01}
 
 
-@pytest.fixture(scope="module")
-def serving(daemon: Daemon) -> Iterator[Crucible]:
-    """One for the module, above the module's Granville."""
-    with tempfile.TemporaryDirectory(prefix="crucible-", dir="/tmp") as path:
-        with crucible_serving(Path(path), daemon.socket, "--tcp", "127.0.0.1:0") as serving:
-            yield serving
-            assert serving.stop() == 0
-            assert "level=ERROR" not in serving.log
-        assert not (Path(path) / "c.sock").exists()
-
-
-def _is_finished(serving: Crucible, id: str) -> bool:
-    return bool(serving.run_of(id)["state"] == "finished")
-
-
 def run_message(workflow: str = HELLO, **more: object) -> Map:
     inputs = {"inputs": {"who": "Ann"}} if workflow == HELLO else {}
     return {"op": "run", "workflow": workflow, **inputs, **more}
+
+
+def wait_until_finished(serving: Crucible, id: str) -> None:
+    eventually(lambda: serving.run_of(id)["state"] == "finished")
 
 
 def until_end(client: Client) -> list[Map]:
@@ -206,8 +192,8 @@ def test_sound_goes_in_and_out_as_bytes(serving: Crucible) -> None:
         serving.post("/runs", form, **{"content-type": "multipart/form-data; boundary=x"}),
     ):
         assert posted[0] == 202, posted
-        id = posted[1]["id"]
-        eventually(partial(_is_finished, serving, id))
+        id = str(posted[1]["id"])
+        wait_until_finished(serving, id)
         assert serving.run_of(id)["outputs"]["back"] == {"bytes": len(wav), "href": f"/runs/{id}/outputs/back"}
         with serving.stream(f"/runs/{id}/outputs/back") as response:
             assert response.headers["content-type"] == "audio/wav"

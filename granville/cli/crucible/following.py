@@ -16,7 +16,7 @@ from granville.crucible.journal.records import RunRecord
 from granville.crucible.running.context import ToolboxFor
 from granville.crucible.running.run import Run
 from granville.crucible.running.runner import Runner, open_runner
-from granville.errors import WIRE_ERRORS
+from granville.errors import Cancelled
 
 
 async def run_here(
@@ -49,13 +49,12 @@ def conclude(record: RunRecord | None, out: Sequence[str], *, json: bool) -> int
     if record.state == "finished":
         deliver(record.id, record.outputs or {}, out, json=json)
         return exits.OK
-    if (record.error and record.state != "interrupted") or record.step:
+    if record.state == "failed" or record.step:
         print(f"crucible: {' '.join((record.error or record.state).split())}", file=sys.stderr)
     if record.state == "cancelled":
-        return exits.status_of(WIRE_ERRORS["cancelled"](""))
+        return exits.status_of(Cancelled(""))
     retry = f" --retry {record.step}" if record.state == "interrupted" and record.step else ""
     note(f"`crucible runs show {record.id}` has its steps; `crucible runs resume {record.id}{retry}` goes on with it")
     if record.state == "interrupted":
         return exits.FAILED if record.step else exits.INTERRUPTED
-    kind = WIRE_ERRORS.get(record.error_code or "")
-    return exits.FAILED if kind is None else exits.status_of(kind(""))
+    return exits.status_of_name(record.error_code)

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from granville.crucible.workflow.model import Input, Workflow
+from granville.crucible.workflow.values import from_text
 from granville.errors import BadRequest
 
 MAX_INPUT_BYTES = 60 << 20
@@ -89,16 +90,17 @@ def _split(option: str, pair: str) -> tuple[str, str]:
 
 def _typed(name: str, text: str, declared: Input | None) -> Any:
     """A text as the kind that was declared: `3` is a number where one is expected, and text elsewhere."""
-    if declared is None or declared.type in ("text", "any", "audio"):
-        return text
-    return _json(f"--input {name}", text.encode(), f"; {declared.type} is expected")
+    try:
+        return text if declared is None else from_text(declared.type, text)
+    except BadRequest as error:
+        raise BadRequest(f"--input {name}: {error.message}") from None
 
 
-def _json(what: str, data: bytes, expected: str = "") -> Any:
+def _json(what: str, data: bytes) -> Any:
     try:
         return msgspec.json.decode(data)
     except (ValueError, RecursionError) as error:
-        raise BadRequest(f"{what}: not JSON{expected}: {error}") from None
+        raise BadRequest(f"{what}: not JSON: {error}") from None
 
 
 def _read(option: str, path: str) -> bytes:

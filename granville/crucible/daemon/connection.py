@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import aclosing
 from typing import Any
 
 import trio
@@ -30,7 +31,7 @@ from granville.crucible.messages import (
 from granville.doors.address import parse_callback
 from granville.doors.conversation import Conversation
 from granville.doors.peer import Peer
-from granville.errors import BadRequest, Conflict, GranvilleError, Internal, QueueFull, Unsupported
+from granville.errors import BadRequest, GranvilleError, Internal, QueueFull, Unsupported
 from granville.wire.messages import encode
 
 log = logging.getLogger(__name__)
@@ -45,8 +46,10 @@ class Connection(Conversation):
         self._desk = desk
         self._deliveries = deliveries
         self._under_way: set[trio.CancelScope] = set()
-        self._followed: set[str] = set()
+        self._followed: dict[str, trio.CancelScope] = {}
         """Runs whose messages come here: their ACK is out, and their end is not."""
+        self._owned: set[str] = set()
+        """Runs that are cancelled when this client goes."""
 
     def is_due(self) -> bool:
         return bool(self._under_way)
@@ -54,6 +57,9 @@ class Connection(Conversation):
     def abandon(self) -> None:
         for scope in self._under_way:
             scope.cancel()
+        for id in self._owned:
+            self._desk.nursery.start_soon(self._desk.let_go, id, self)
+        self._owned.clear()
 
     def release(self) -> None:
         """Whoever follows a run waits for room by itself."""
@@ -132,8 +138,11 @@ class Connection(Conversation):
             else:
                 assert isinstance(message, Resume)
                 run = await self._desk.resume(str(message.id), message.retry)
-            goes_on = message.detached or address is not None
-            self._desk.hold(run.id, None if goes_on else self)
+            if message.detached or address is not None:
+                self._desk.hold(run.id, None)
+            else:
+                self._desk.hold(run.id, self)
+                self._owned.add(run.id)
             if address is not None:
                 await self._deliveries.add(run.id, str(message.callback), stream=message.stream)
         if address is not None:
@@ -141,27 +150,27 @@ class Connection(Conversation):
             return
         with scope:
             await self._relay(run.id, message, stream=message.stream)
-        if scope.cancelled_caught and not goes_on:
-            await self._desk.let_go(run.id, self)
 
     def _ack(self, id: str, message: Asked) -> None:
         ack = {"id": id, "status": "accepted"}
         self.push(encode(ack if message.rid is None else {**ack, "rid": message.rid}))
 
     async def _relay(self, id: str, message: Asked, *, stream: bool) -> None:
-        """A run's ACK, its events as fast as the client takes them, and its end."""
+        """A run's ACK, its events as fast as the client takes them, and its end. Who asks for them again on this
+        connection gets them from the beginning, and no longer as before."""
         if id in self._followed:
-            raise Conflict(f"id: the messages of {id!r} come on this connection already")
-        self._followed.add(id)
+            self._followed[id].cancel()
+        scope = self._followed[id] = trio.CancelScope()
         self._ack(id, message)
-        try:
-            with self._desk.telling():
-                async for event in events_of(self._desk, id, stream=stream):
-                    await self._outbox.room()
-                    self.push(encode(event_map(event)))
+        with scope, self._desk.telling():
+            try:
+                async with aclosing(events_of(self._desk, id, stream=stream)) as events:
+                    async for event in events:
+                        await self._outbox.room()
+                        self.push(encode(event_map(event)))
                 await self._outbox.room()
                 self.push(await end_of(self._desk, id))
-        except GranvilleError as error:  # of the run now, no longer of the operation
-            self.refuse(id, error)
-        finally:
-            self._followed.discard(id)
+            except GranvilleError as error:  # of the run now, no longer of the operation
+                self.refuse(id, error)
+        if self._followed.get(id) is scope:
+            del self._followed[id]

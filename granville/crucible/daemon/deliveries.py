@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import os
+from contextlib import aclosing
 from pathlib import Path
 
 import msgspec
@@ -84,9 +85,10 @@ class Deliveries:
         line = Line(self._senders, parse_callback(due.callback), id)
         try:
             reached = True
-            async for event in events_of(self._desk, id, stream=due.stream):
-                # What is not taken is not sent again; the end is tried all the same.
-                reached = reached and await line.send(encode(event_map(event)))
+            async with aclosing(events_of(self._desk, id, stream=due.stream)) as events:
+                async for event in events:
+                    # What is not taken is not sent again; the end is tried all the same.
+                    reached = reached and await line.send(encode(event_map(event)))
             if self._desk.is_closing and not await self._has_ended(id):
                 return
             if await line.send(await end_of(self._desk, id)):

@@ -166,14 +166,20 @@ class Desk:
             owners.add(owner)
 
     async def let_go(self, id: str, owner: object) -> None:
-        """An owner has gone; with the last of them the run is cancelled."""
+        """An owner has gone; with the last of them the run is cancelled.
+
+        Started by: the owner's connection. Ends when: the run has ended. Cancelled by: the daemon's end.
+        """
         owners = self._owners.get(id)
         if not owners or owner not in owners:
             return
         owners.remove(owner)
         if not owners and not self.is_closing and self._runner.find(id) is not None:
             log.info("run cancelled, its client has gone id=%s", id)
-            await self._runner.cancel(id)
+            try:
+                await self._runner.cancel(id)
+            except GranvilleError as error:
+                log.warning("run not cancelled id=%s reason=%s", id, error)
 
     async def cancel(self, id: str) -> dict[str, Any]:
         record = await self._runner.cancel(id)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 
 import trio
 
@@ -14,12 +15,13 @@ from granville.wire.framing import MAX_REPLY_BYTES
 from granville.wire.messages import encode, error_reply
 
 
-async def events_of(desk: Desk, id: str, *, stream: bool) -> AsyncIterator[Event]:
+async def events_of(desk: Desk, id: str, *, stream: bool) -> AsyncGenerator[Event, None]:
     """Until the run has ended, or stopped; without `stream` none is given, and the end is waited for all the same. Of
     the end itself its terminal message tells."""
-    async for _, event in desk.events(id, deltas=stream):
-        if stream and not (isinstance(event, RunEvent) and event.state != "running"):
-            yield event
+    async with aclosing(desk.events(id, deltas=stream)) as events:
+        async for _, event in events:
+            if stream and not (isinstance(event, RunEvent) and event.state != "running"):
+                yield event
 
 
 async def end_of(desk: Desk, id: str) -> bytes:
