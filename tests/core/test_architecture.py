@@ -50,7 +50,7 @@ SHARED_BY = {f"granville_{name}": {"granville_speech"} for name in ("whisper", "
 BACKENDS = {"faster_whisper", "ctranslate2", "av", "onnxruntime", "piper", "espeakng_loader"}
 """Of speech. They are extras, and piper and espeakng_loader are under the GPL: each driver has its own."""
 
-TASKS = ("granville/doors", "granville/nursery")
+TASKS = ("granville/crucible/daemon", "granville/doors", "granville/nursery")
 """Where every task says who starts it and how it ends."""
 
 
@@ -180,7 +180,10 @@ def started_tasks() -> set[tuple[str, str]]:
         for node in ast.walk(tree):
             if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.args):
                 continue
-            if node.func.attr == "start_soon" or (node.func.attr == "start" and id(node) in awaited):
+            starts = node.func.attr == "start" and id(node) in awaited
+            if ast.unparse(node.func.value).endswith("runner"):  # it starts runs, not tasks
+                continue
+            if node.func.attr == "start_soon" or starts:
                 task = node.args[0]
                 if isinstance(task, ast.Call) and ast.unparse(task.func) in {"partial", "functools.partial"}:
                     task = task.args[0]

@@ -19,6 +19,7 @@ from granville.errors import StartupError
 from granville.hosting.options import OptionSchema, merge_options
 from granville.models.manifest import read_manifest
 from tests.drivers import c_drivers
+from tests.e2e.crucible import Crucible
 from tests.e2e.harness import GRANVILLE, PATIENCE_S, Daemon, running
 
 ROOT = Path(__file__).parents[2]
@@ -77,6 +78,12 @@ def test_the_conversation_of_the_sessions_page(daemon: Daemon, folder: Path) -> 
     code, warm = blocks(ROOT / "docs" / "sessions.md", "python")
     assert run_python(code, folder, daemon.socket) == "What colour is it?\n0 of 10 tokens were in the cache\n"
     assert run_python(warm, folder, daemon.socket) == "warm with 6 tokens\n"
+
+
+def test_the_client_of_the_page_on_crucibles_operation(serving: Crucible, folder: Path) -> None:
+    (code,) = blocks(ROOT / "docs" / "crucible-operations.md", "python")
+    printed = run_python(code.replace("/tmp/crucible.sock", str(serving.socket)), folder, serving.socket)
+    assert printed.splitlines()[-1] == "Greet Ann."
 
 
 def test_the_manifest_of_the_operations_page(tmp_path: Path) -> None:

@@ -134,7 +134,7 @@ class Connection(Conversation):
             if isinstance(message, Run):
                 if message.path is not None and self._peer.is_tcp:
                     raise Unsupported("path: files are named on the Unix socket only; send the workflow itself")
-                run = await self._desk.start(message.workflow, message.path, message.inputs, message.id)
+                run = await self._desk.begin(message.workflow, message.path, message.inputs, message.id)
             else:
                 assert isinstance(message, Resume)
                 run = await self._desk.resume(str(message.id), message.retry)

@@ -53,7 +53,7 @@ class Deliveries:
     async def add(self, id: str, callback: str, *, stream: bool) -> None:
         """On the disk when this returns. A newer callback of a run takes the place of the one before."""
         self._due[id] = due = Due(callback, stream)
-        await self._write()
+        await self._note()
         if id in self._scopes:
             self._scopes[id].cancel()
         self._begin(id, due)
@@ -79,7 +79,7 @@ class Deliveries:
             return  # it goes on when the daemon is back, and so does this
         del self._scopes[id]
         del self._due[id]
-        await self._write()
+        await self._note()
 
     async def _send_all(self, id: str, due: Due) -> None:
         line = Line(self._senders, parse_callback(due.callback), id)
@@ -101,7 +101,7 @@ class Deliveries:
     async def _has_ended(self, id: str) -> bool:
         return (await self._desk.record(id)).state in ("finished", "failed", "cancelled")
 
-    async def _write(self) -> None:
+    async def _note(self) -> None:
         """What is due now, in one step: the file is the old one or the new one."""
         async with self._writing:
             data = msgspec.json.encode(self._due)

@@ -132,15 +132,15 @@ class Desk:
             return await trio.to_thread.run_sync(open_workflow, Path(path)), Path(path).parent
         return await trio.to_thread.run_sync(workflow_from, given or ""), None
 
-    async def start(
+    async def begin(
         self, given: dict[str, Any] | str | None, path: str | None, inputs: dict[str, Any], id: str | None
     ) -> Run:
         """A run that is in the journal. Raises the GranvilleError that the client is to be told."""
         self._check_open()
         workflow, folder = await self.read(given, path)
-        return await self.start_read(workflow, folder, inputs, id)
+        return await self.begin_read(workflow, folder, inputs, id)
 
-    async def start_read(self, workflow: Workflow, folder: Path | None, inputs: dict[str, Any], id: str | None) -> Run:
+    async def begin_read(self, workflow: Workflow, folder: Path | None, inputs: dict[str, Any], id: str | None) -> Run:
         self._check_open()
         run = await self._runner.start(workflow, inputs, run_id=id, folder=folder, allow=self.config.allow)
         return self._attend(run)

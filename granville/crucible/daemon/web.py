@@ -48,7 +48,7 @@ def make_app(desk: Desk) -> Starlette:
     async def start(request: Request) -> Response:
         async with bodies:
             order = await read_run(desk, request)
-        run = await desk.start_read(order.workflow, order.folder, order.inputs, order.id)
+        run = await desk.begin_read(order.workflow, order.folder, order.inputs, order.id)
         desk.hold(run.id, None)
         return json_response(
             {"id": run.id, "status": "accepted", "href": f"/runs/{run.id}"}, 202, {"location": f"/runs/{run.id}"}
