@@ -27,9 +27,15 @@ class JournalFailed(GranvilleError):
     code = 500
 
 
+LINGER_S = 0.2
+"""How long what nobody waits for may wait for a commit that somebody does."""
+
+
 class _Batch:
     def __init__(self) -> None:
         self.statements: list[Statement] = []
+        self.wanted = trio.Event()
+        """Somebody waits for it."""
         self.done = trio.Event()
         self.error: JournalFailed | None = None
 
@@ -57,6 +63,7 @@ class Writer:
             raise JournalFailed(f"{self.journal.path}: the journal has been closed")
         batch = self._batch
         self.put(*statements)
+        batch.wanted.set()
         with trio.CancelScope(shield=True):
             await batch.done.wait()
         if batch.error is not None:
@@ -69,6 +76,8 @@ class Writer:
             while not self._is_closing or self._batch.statements:
                 await self._news.wait()
                 self._news = trio.Event()
+                with trio.move_on_after(LINGER_S):
+                    await self._batch.wanted.wait()
                 batch, self._batch = self._batch, _Batch()
                 if batch.statements:
                     await self._write(batch)
@@ -77,6 +86,7 @@ class Writer:
 
     def close(self) -> None:
         self._is_closing = True
+        self._batch.wanted.set()
         self._news.set()
 
     async def _write(self, batch: _Batch) -> None:

@@ -44,7 +44,7 @@ def answer(step: Step, ask: Ask, result: Result) -> Answer:
             return Answer(_vectors(ask, result), usage)
         case "rerank":
             return Answer(_ranking(step, ask, result), usage)
-    text = spoken(result)
+    text = result.spoken
     turn = [*ask.said, ("assistant", text)]
     if step.tools:
         call = result.call
@@ -54,13 +54,6 @@ def answer(step: Step, ask: Ask, result: Result) -> Answer:
     if step.json_schema is not None:
         return Answer(_parsed(result), usage, {"text": text}, turn)
     return Answer(text, usage, {"text": text}, turn)
-
-
-def spoken(result: Result) -> str:
-    """What the model has said, as Granville's session has it: its text, or its call."""
-    if result.call is None:
-        return result.text
-    return f'{{"name": {msgspec.json.encode(result.tool_id).decode()}, "arguments": {result.tool_input_json}}}'
 
 
 def _parsed(result: Result) -> Any:
