@@ -1,4 +1,4 @@
-"""Crucible beside the bare requests that it makes: what a step costs, and what becomes of a hundred runs that are killed.
+"""Crucible beside the bare requests that it makes: what a step costs, and what becomes of 100 runs that are killed.
 
     .venv/bin/python benchmarks/crucible.py [--rounds 5] [--json build/bench/crucible.json]
 

@@ -17,11 +17,11 @@ from granville.crucible.running.runner import Runner, open_runner
 from granville.crucible.tools.interface import Call, Tool, Toolbox, ToolFailed
 from granville.crucible.workflow.model import Step, Workflow
 from granville.doors.peer import Peer
-from granville.errors import NoDaemon
+from granville.errors import GranvilleError, NoDaemon
 from granville.nursery.connection import Connection
 from granville.scheduling.job import Job
 from granville.testing.kernel import Kernel
-from granville.wire.messages import Request
+from granville.wire.messages import Control, Request
 
 START_S = 1_800_000_000.0
 """Seconds since 1970 when a test begins."""
@@ -43,6 +43,7 @@ class Place:
     def __init__(self, kernel: Kernel | None) -> None:
         self.requests: list[Request] = []
         """What was accepted, in order."""
+        self.warmed: list[Control] = []
         self.dialled = 0
         self.kernel: Kernel | None = None
         self.put(kernel)
@@ -59,6 +60,13 @@ class Place:
                 return job
 
             kernel.desk.accept = noted  # type: ignore[method-assign]
+            warm = kernel.desk.warming.ask
+
+            def noted_warm(message: Control, reply: Callable[[dict[str, Any] | GranvilleError], None]) -> None:
+                self.warmed.append(message)
+                warm(message, reply)
+
+            kernel.desk.warming.ask = noted_warm  # type: ignore[method-assign]
 
     @asynccontextmanager
     async def dial(self) -> AsyncIterator[Client]:

@@ -463,3 +463,23 @@ async def test_a_wide_run_does_not_hold_up_a_narrow_one(journal: Journal) -> Non
         assert trio.current_time() - begun < 1
         assert not wide.is_done
         assert (await wide.finish()).state == "finished"
+
+
+async def test_granville_is_told_what_comes(journal: Journal) -> None:
+    """The beginning of a prompt whose step waits, once for all runs; a session while a tool works between its turns."""
+    system = "You answer in one short sentence, in plain words, without lists, without headings, and politely."
+    flow = workflow(
+        Step(id="listen", tool="sleep", with_={"s": 5, "value": "heard"}),
+        says("think", "{{ listen }}", system=system, session="talk"),
+        Step(id="act", tool="sleep", with_={"s": 5}, needs=("think",)),
+        says("again", "and {{ act }}", session="talk"),
+    )
+    async with running_kernel() as kernel:
+        place = Place(kernel)
+        async with runner(journal, place, tools=Tools(tool("sleep", sleepy))) as running:
+            runs = [await running.start(flow, {}) for _ in range(2)]
+            for run in runs:
+                assert (await run.finish()).state == "finished"
+    told = [(control.session_id, [m.content for m in control.messages or ()]) for control in place.warmed]
+    assert told[0] == (None, [system])
+    assert sorted(str(session) for session, _ in told[1:]) == sorted(f"{run.id}/talk" for run in runs)

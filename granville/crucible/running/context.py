@@ -19,6 +19,7 @@ from granville.crucible.running.feed import Feed
 from granville.crucible.running.link import Link
 from granville.crucible.running.plan import Ended
 from granville.crucible.running.progress import Progress, Turn
+from granville.crucible.running.warming import Warmer
 from granville.crucible.tools.interface import Toolbox
 from granville.crucible.workflow.model import Workflow
 from granville.errors import GranvilleError, TooLarge
@@ -87,6 +88,9 @@ class Context:
     clock: Callable[[], float]
     hop: Hop
     toolbox_for: ToolboxFor
+    warmer: Warmer
+    last_session: str | None = None
+    """Which went on last."""
     running: set[str] = field(default_factory=set)
     """Keys of the steps that run now."""
     cut_off: list[str] = field(default_factory=list)
@@ -141,6 +145,7 @@ class Context:
         self.steps_done += 1
         if turn is not None and entry.session is not None:
             self.progress.conversation(entry.session).add(turn)
+            self.last_session = entry.session
         self._tell(entry, ended.state, output=value, error=ended.error, usage=entry.usage)
         return Ended(
             ended.state, value, ended.puts_out, ended.error, entry.attempts, entry.usage, ended.more

@@ -14,6 +14,7 @@ from granville.crucible.running.context import Context, Entry, Level, Outcome, a
 from granville.crucible.running.keys import request_id, wire_session
 from granville.crucible.running.link import timeout_ms
 from granville.crucible.running.request import Ask, ask
+from granville.crucible.running.warming import Hint
 from granville.crucible.tools.interface import Call
 from granville.crucible.workflow.model import Step
 from granville.crucible.workflow.templates import render
@@ -85,6 +86,8 @@ async def call_tool(context: Context, level: Level, step: Step, scope: Mapping[s
     arguments = render(step.with_ or {}, scope)
     level.budget.start(entry.key)
     await context.begin(entry, arguments, once=tool.once)
+    if context.last_session is not None:  # a turn of it is likely to follow
+        context.warmer.tell(Hint(level.priority, session_id=wire_session(context.run_id, context.last_session)))
     call = Call(context.run_id, entry.key, await _client(context), context.folder)
     return Outcome(await level.toolbox.call(step.tool, arguments, call))
 

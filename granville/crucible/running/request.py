@@ -89,7 +89,7 @@ def _chat(
         inputs["system"] = system
         said.insert(0, ("system", system))
     if step.tools is not None and find_tool is not None:
-        fields["tools"] = [_told(find_tool(name)) for name in step.tools]
+        fields["tools"] = told_tools(step.tools, find_tool)
         inputs["tools"] = list(step.tools)
     before: list[Turn] = []
     if conversation is not None:
@@ -167,8 +167,12 @@ def _text(value: Any, field: str) -> str:
         raise BadOutput(f"{field}: expected text, got {kind_of(value)}: {error}") from None
 
 
-def _told(tool: Tool) -> dict[str, Any]:
-    return {"name": tool.name, "description": tool.description, "parameters": dict(tool.parameters)}
+def told_tools(names: Sequence[str], find: Callable[[str], Tool]) -> list[dict[str, Any]]:
+    """Tools as a request tells of them. Raises ToolFailed."""
+    return [
+        {"name": tool.name, "description": tool.description, "parameters": dict(tool.parameters)}
+        for tool in map(find, names)
+    ]
 
 
 def kind_of(value: Any) -> str:

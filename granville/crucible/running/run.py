@@ -18,6 +18,7 @@ from granville.crucible.running.events import Event, RunEvent, RunState
 from granville.crucible.running.failures import StepFailed
 from granville.crucible.running.feed import Feed
 from granville.crucible.running.frames import Executor, top_level
+from granville.crucible.running.warming import beginnings
 from granville.crucible.workflow.model import Workflow
 from granville.errors import Cancelled, DeadlineExceeded, GranvilleError, Internal
 
@@ -140,7 +141,10 @@ class RunTask:
         context = self._context
         inputs: Mapping[str, Any] = self.run.record.inputs or {}
         async with context.toolbox_for(self._workflow, context.folder, context.allow) as toolbox:
-            return await Executor(context, top_level(context, self._workflow, toolbox)).run(inputs)
+            level = top_level(context, self._workflow, toolbox)
+            for hint in beginnings(self._workflow, level.priority):
+                context.warmer.tell(hint, toolbox)
+            return await Executor(context, level).run(inputs)
 
     async def _settled(self, verdict: Verdict) -> Verdict:
         """Written down; from here on it is the run's only end."""

@@ -28,6 +28,7 @@ from granville.crucible.running.keys import checked_run_id, new_run_id
 from granville.crucible.running.link import WAIT_FOR_GRANVILLE_S, Dial, Link
 from granville.crucible.running.progress import Progress
 from granville.crucible.running.run import Run, RunTask, feed_of
+from granville.crucible.running.warming import Warmer
 from granville.crucible.tools.interface import Call, Tool, Toolbox, ToolFailed
 from granville.crucible.workflow.model import Step, Workflow
 from granville.errors import BadRequest, Conflict, GranvilleError, QueueFull
@@ -44,14 +45,15 @@ class Runner:
     """Made by `open_runner`."""
 
     def __init__(
-        self, nursery: trio.Nursery, link: Link, writer: Writer, toolbox_for: ToolboxFor, *, max_runs: int,
-        keep_runs: int, served: bool, clock: Clock, hop: Hop,
+        self, nursery: trio.Nursery, link: Link, writer: Writer, toolbox_for: ToolboxFor, warmer: Warmer, *,
+        max_runs: int, keep_runs: int, served: bool, clock: Clock, hop: Hop,
     ) -> None:  # fmt: skip
         self.journal = writer.journal
         self._nursery = nursery
         self._link = link
         self._writer = writer
         self._toolbox_for = toolbox_for
+        self._warmer = warmer
         self._max_runs = max_runs
         self._keep_runs = keep_runs
         self._served = served
@@ -199,7 +201,7 @@ class Runner:
         context = Context(
             run_id=record.id, folder=Path(record.folder), allow=record.allow, link=self._link, writer=self._writer,
             feed=feed_of(record, list(feed_steps)), progress=progress, clock=self._clock, hop=self._hop,
-            toolbox_for=self._toolbox_for, steps_done=record.steps_done,
+            toolbox_for=self._toolbox_for, warmer=self._warmer, steps_done=record.steps_done,
         )  # fmt: skip
         task = self._tasks[record.id] = RunTask(record, workflow, context)
         self._nursery.start_soon(self._run, task, lock)
@@ -247,13 +249,15 @@ async def open_runner(
     """
     link = Link(address, wait_s=wait_for_granville_s, dial=dial)
     writer = Writer(journal, hop)
+    warmer = Warmer(link)
     async with Background() as outer:  # the writer outlives the runs: what they have come to is written down
         outer.start_soon(writer.run)
         try:
             async with Background() as nursery:  # the runs, and the connection that they share
                 nursery.start_soon(link.run)
+                nursery.start_soon(warmer.run)
                 yield Runner(
-                    nursery, link, writer, toolbox_for or no_tools, max_runs=max_runs, keep_runs=keep_runs,
+                    nursery, link, writer, toolbox_for or no_tools, warmer, max_runs=max_runs, keep_runs=keep_runs,
                     served=served, clock=clock, hop=hop,
                 )  # fmt: skip
         finally:
