@@ -52,6 +52,13 @@ def test_the_readmes_trio_client(daemon: Daemon, folder: Path) -> None:
     assert printed.startswith("Say hello.Usage(prompt_tokens=2")
 
 
+def test_the_runner_of_the_runs_page(daemon: Daemon, folder: Path) -> None:
+    (code,) = blocks(ROOT / "docs" / "crucible-runs.md", "python")
+    printed = run_python(code, folder, daemon.socket).splitlines()
+    assert printed[0] == "running"
+    assert printed[-2:] == ["finished", "{'said': 'Say first.'}"]
+
+
 def test_the_driver_of_the_drivers_page(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code, check = blocks(ROOT / "docs" / "drivers.md", "python")
     assert code == (ROOT / "drivers" / "echo" / "python" / "echo_driver.py").read_text(), "the page shows the sample"

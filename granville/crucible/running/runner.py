@@ -87,9 +87,7 @@ class Runner:
                 record = RunRecord(
                     id=run_id, workflow=workflow.name, state="running", created_at=now, updated_at=now,
                     deadline_at=deadline_at, inputs=given,
-                    folder="" if folder is None else str(await trio.Path(folder).absolute()),
-                    allow=tuple(allow),
-                    served=self._served, pid=os.getpid(),
+                    folder=_absolute(folder), allow=tuple(allow), served=self._served, pid=os.getpid(),
                 )  # fmt: skip
                 await self._writer.commit(new_run(record, plan, digest, packed_inputs))
             except BaseException:
@@ -279,6 +277,11 @@ class NoTools:
 async def no_tools(workflow: Workflow, folder: Path, allow: tuple[str, ...]) -> AsyncIterator[Toolbox]:
     await trio.lowlevel.checkpoint()
     yield NoTools()
+
+
+def _absolute(folder: Path | None) -> str:
+    """Where a run's paths begin, for whoever takes it up elsewhere; empty for a run that names no files."""
+    return "" if folder is None else str(folder.absolute())
 
 
 def _check_inlined(steps: Sequence[Step]) -> None:
