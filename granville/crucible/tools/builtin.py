@@ -13,6 +13,7 @@ from granville.crucible.tools.files import list_files, read_file, write_file
 from granville.crucible.tools.function import tool
 from granville.crucible.tools.http import http_get
 from granville.crucible.tools.interface import Tool, ToolFailed
+from granville.crucible.tools.retrieval import index, search
 from granville.crucible.workflow.bounds import TemplateError
 from granville.crucible.workflow.templates import evaluate
 
@@ -56,5 +57,5 @@ async def calculate(
 
 
 BUILTIN: tuple[Tool, ...] = (
-    calculate, http_get, list_files, now, parse_diff, read_file, value, write_file,
+    calculate, http_get, index, list_files, now, parse_diff, read_file, search, value, write_file,
 )  # fmt: skip

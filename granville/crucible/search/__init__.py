@@ -1,0 +1,1 @@
+"""Search in a folder of documents: full text and vectors in one SQLite file."""
