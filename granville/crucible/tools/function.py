@@ -81,6 +81,7 @@ def _tool(
         function=partial(_run, name, function, form, call_name),
         once=once,
         needs_allowance=needs_allowance,
+        checks={},
         plain=function,
     )
 

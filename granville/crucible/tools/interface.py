@@ -56,6 +56,9 @@ class Tool:
     """A call that a crash has cut short is not made again without being told to: it may have had its effect."""
     needs_allowance: bool = False
     """Only runs that were started with its name allowed may call it."""
+    checks: Mapping[str, Any] | None = None
+    """The schema that arguments are checked against before the call, where that is not `parameters`: what a model is
+    told may be more than is checked here. An empty one: the function checks them itself."""
 
 
 class Toolbox(Protocol):

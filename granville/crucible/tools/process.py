@@ -17,13 +17,10 @@ from granville.crucible.tools.interface import ToolFailed
 
 KEPT_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "USER", "LOGNAME")
 """All that a process gets of the environment here: no key or password that somebody has exported."""
-TERM_GRACE_S = 2.0
-"""After SIGTERM, before SIGKILL."""
 REAP_S = 5.0
 """For a killed process to be gone; the kernel may hold one that waits for a disk."""
 DRAIN_S = 1.0
 """For output that is still on its way when the process has ended, or that what it has left behind holds open."""
-CHUNK_BYTES = 65536
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +41,8 @@ def environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
 async def process_group(
     command: Sequence[str], *, folder: Path, env: Mapping[str, str], grace_s: float = 0.0
 ) -> AsyncIterator[trio.Process]:
-    """A process with pipes for the length of the body; then its whole group is gone: SIGTERM and `grace_s`, SIGKILL.
+    """A process with pipes for the length of the body; then its whole group is gone. With a `grace_s` its stdin is
+    closed first, then it gets a SIGTERM, and that long after each; SIGKILL ends what is left.
 
     Raises ToolFailed when it cannot be started.
     """
@@ -63,6 +61,11 @@ async def process_group(
 
 
 async def _end(process: trio.Process, grace_s: float) -> None:
+    if grace_s > 0:
+        if process.stdin is not None:
+            await process.stdin.aclose()
+        with trio.move_on_after(grace_s):
+            await process.wait()
     if grace_s > 0 and process.poll() is None:
         signal_group(process, signal.SIGTERM)
         with trio.move_on_after(grace_s):

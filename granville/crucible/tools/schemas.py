@@ -13,10 +13,13 @@ MAX_SHOWN_CHARS = 200
 
 def check_arguments(tool: Tool, arguments: Mapping[str, Any]) -> None:
     """Raises ToolFailed, which names the argument that does not fit."""
+    schema = tool.parameters if tool.checks is None else tool.checks
+    if not schema:
+        return
     jsonschema = needed("jsonschema", "tools with a schema of their own")
     referencing = needed("referencing", "tools with a schema of their own")
     # A registry of its own: without one a `$ref` to another machine is fetched from there.
-    validator = jsonschema.Draft202012Validator(tool.parameters, registry=referencing.Registry())
+    validator = jsonschema.Draft202012Validator(schema, registry=referencing.Registry())
     try:
         error = jsonschema.exceptions.best_match(validator.iter_errors(dict(arguments)))
     except (RecursionError, referencing.exceptions.Unresolvable, jsonschema.exceptions.SchemaError) as wrong:

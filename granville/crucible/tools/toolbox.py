@@ -11,9 +11,9 @@ from typing import Any
 
 from granville.crucible.tools.allowance import Allowance, plain, read_allowance
 from granville.crucible.tools.catalogue import Catalogue, tools_of
-from granville.crucible.tools.function import FunctionTool
 from granville.crucible.tools.interface import Call, NotAllowed, Tool, ToolFailed
 from granville.crucible.tools.schemas import check_arguments
+from granville.crucible.tools.servers import open_servers
 from granville.crucible.tools.shell import shell_tool
 from granville.crucible.tools.values import bounded
 from granville.crucible.workflow.model import Workflow
@@ -66,8 +66,7 @@ class RunToolbox:
         tool = self.find(name)
         if not isinstance(arguments, Mapping):
             raise ToolFailed(f"{tool.name}: its arguments are a map, by their names")
-        if not isinstance(tool, FunctionTool):
-            check_arguments(tool, arguments)
+        check_arguments(tool, arguments)
         call = replace(call, grants=self._allowance.grants(tool))
         try:
             value = await tool.function(arguments, call)
@@ -105,7 +104,20 @@ class Toolboxes:
         Raises NotAllowed, or ToolFailed for a server that cannot be had.
         """
         allowance = read_allowance(allow, known=self.catalogue.names)
-        yield RunToolbox(self.catalogue, allowance)
+        for name, server in workflow.servers.items():
+            if name not in allowance.servers:
+                what = " ".join(server.command) if server.command else server.url
+                raise NotAllowed(
+                    f"the workflow has an MCP server {name!r} ({what}); whoever starts the run can allow it: "
+                    f"--allow mcp:{name}"
+                )
+        if not workflow.servers:
+            yield RunToolbox(self.catalogue, allowance)
+            return
+        if folder is None or not folder.is_absolute():
+            raise NotAllowed("a run that came over the wire starts no MCP servers; have it name a workflow's file")
+        async with open_servers(workflow.servers, folder, taken=self.catalogue.names) as servers:
+            yield RunToolbox(self.catalogue, allowance, servers=servers)
 
 
 def toolboxes(places: Sequence[str] = (), *, tools: Iterable[Tool | Callable[..., Any]] = ()) -> Toolboxes:
