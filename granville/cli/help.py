@@ -9,6 +9,8 @@ COMMANDS = (
     Command("serve", "MODEL...", "Start the daemon with one model or several.", "granville.cli.serve:serve"),
     Command("submit", "TEXT", "Ask the daemon once, and print the answer.", "granville.cli.submit:submit"),
     Command("chat", "", "Talk with a model in the terminal.", "granville.cli.chat:chat"),
+    Command("transcribe", "FILE", "Print what is said in a recording.", "granville.cli.speech:transcribe"),
+    Command("speak", "TEXT", "Have a text spoken, into a WAV file or to a player.", "granville.cli.speech:speak"),
     Command("status", "[ID]", "Show the daemon and its models, or one job.", "granville.cli.status:status"),
     Command("load", "MODEL", "Have the daemon load one model more.", "granville.cli.pool:load"),
     Command("unload", "ID", "Have the daemon unload a model.", "granville.cli.pool:unload"),
@@ -71,6 +73,8 @@ EXAMPLES
   granville serve smollm2,ranker:tiny.gguf --strategy round-robin
   granville submit "What is a kernel?" --stream
   git diff | granville submit - --priority high --max-tokens 80
+  granville serve smollm2,stt:whisper-tiny.en,tts:joe
+  granville transcribe question.wav; granville speak "Good morning." --out morning.wav
   granville chat --system "Answer in one sentence."
   granville models show smollm2     what it is, and the memory that it needs
   granville driver install acme-granville-tpu==1.2

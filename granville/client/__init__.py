@@ -11,7 +11,7 @@ async with connect() as client:
 from granville.client.address import new_id
 from granville.client.answer import Answer
 from granville.client.callback import Mailbox, listen_for_results
-from granville.client.connection import Client, connect
+from granville.client.connection import Client, Transcript, connect
 from granville.wire.messages import ChatMessage, Request, Result
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "Mailbox",
     "Request",
     "Result",
+    "Transcript",
     "connect",
     "listen_for_results",
     "new_id",

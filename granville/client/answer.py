@@ -83,16 +83,19 @@ class Answer:
             await self._news.park()
         return self._take()
 
-    async def sound(self) -> AsyncIterator[bytes]:
+    def sound(self) -> AsyncIterator[bytes]:
         """A spoken answer's sound as it is made; what waits is joined. All of it together is a WAV stream, whose first
         44 bytes are a header that leaves its length open. Raises the error that the job ended with."""
+        return _Sound(self)
+
+    async def _next_sound(self) -> bytes:
         await trio.lowlevel.checkpoint()
-        while self._end is None or self._unheard:
-            if self._unheard:
-                yield self._take_sound()
-            else:
-                await self._news.park()
-        self.result  # noqa: B018 - an answer that failed raises here, after the sound that came before
+        while not self._unheard:
+            if self._end is not None:
+                self.result  # noqa: B018 - an answer that failed raises here, after the sound that came before
+                raise StopAsyncIteration
+            await self._news.park()
+        return self._take_sound()
 
     def receive(self, message: Ack | Delta | Result | ErrorReply) -> None:
         """A message of this job. The first end counts; what comes after it is dropped."""
@@ -140,6 +143,19 @@ class Answer:
         self._unheard.clear()
         self._unheard_bytes = 0
         return sound
+
+
+class _Sound:
+    """No generator: whoever stops to listen leaves nothing behind to be closed."""
+
+    def __init__(self, answer: Answer) -> None:
+        self._answer = answer
+
+    def __aiter__(self) -> _Sound:
+        return self
+
+    async def __anext__(self) -> bytes:
+        return await self._answer._next_sound()
 
 
 class Answers:

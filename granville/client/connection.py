@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -28,6 +30,7 @@ from granville.wire.messages import (
     encode,
     parse_reply,
 )
+from granville.wire.speech import Heard
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +39,14 @@ GIVE_UP_S = 1.0
 CALLBACK_GRACE_S = 5.0
 """How long a result may still come to a callback after its daemon has closed the connection: shutting down,
 it delivers last."""
+
+
+@dataclass(frozen=True, slots=True)
+class Transcript:
+    """What was said, and when: `heard.segments`."""
+
+    text: str
+    heard: Heard
 
 
 class Client(Link):
@@ -64,6 +75,37 @@ class Client(Link):
         """A score for each document: the higher, the better it answers the query."""
         request = Request(id=new_id(), model_type="rerank", text=query, documents=list(documents), model_id=model_id)
         return list((await self.submit(request)).output)
+
+    async def transcribe(
+        self,
+        audio: bytes | None = None,
+        *,
+        path: str | os.PathLike[str] | None = None,
+        language: str | None = None,
+        words: bool = False,
+        model_id: str | None = None,
+    ) -> Transcript:
+        """What is said in a recording: a file's contents, or, over the Unix socket, the path of one that is yours."""
+        whole = None if path is None else os.path.abspath(path)  # noqa: ASYNC240 - asks for nothing but our own folder
+        request = Request(
+            id=new_id(),
+            model_type="stt",
+            audio=audio,
+            audio_path=whole,
+            language=language,
+            words=words,
+            model_id=model_id,
+        )
+        result = await self.submit(request)
+        return Transcript(result.text, msgspec.convert(result.output, Heard))
+
+    async def speak(
+        self, text: str, *, voice: str | None = None, speed: float | None = None, model_id: str | None = None
+    ) -> bytes:
+        """A text read aloud, as a WAV file. For sound while it is made `stream` a Request of model_type tts, and
+        iterate the answer's `sound()`."""
+        request = Request(id=new_id(), model_type="tts", text=text, voice=voice, speed=speed, model_id=model_id)
+        return bytes((await self.submit(request)).output)
 
     @asynccontextmanager
     async def start(self, request: Request, mailbox: Mailbox | None = None) -> AsyncIterator[Answer]:

@@ -19,7 +19,7 @@ NOT_FOR = {
     "stt": ("text", *ANSWERS_ONLY, "voice", "speed"),
     "tts": (*ANSWERS_ONLY, "audio", "audio_path", "language", "words"),
 }
-_LANGUAGE = re.compile(r"[a-z]{2,3}")
+_LANGUAGE = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{1,8})*")
 
 
 def check_inputs(request: Request) -> None:

@@ -20,6 +20,7 @@ TTS = {"id": "r", "model_type": "tts"}
         {**STT, "audio": b"x"},
         {**STT, "audio_path": "/a.wav", "language": "de", "words": True, "stream": True},
         {**TTS, "text": "Good morning.", "voice": "amy", "speed": 0.25},
+        {**STT, "audio": b"x", "language": "en-GB"},
         {**TTS, "text": "!", "speed": 4},
     ],
 )

