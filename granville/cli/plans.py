@@ -50,6 +50,8 @@ class Planner:
     steppers: list[ThreadStepper] = field(default_factory=list)
     """All that were made: whether one of them hangs decides how the process ends."""
     _drivers: dict[str, Driver] = field(default_factory=dict)
+    _finding: trio.Lock = field(default_factory=trio.Lock)
+    """Held by who finds a driver while the daemon serves: two that look for one at once get the same."""
 
     def driver(self, one: Wanted) -> Driver:
         """That of a model: its own, or one for models of its kind, or else `driver_name`; one object a name. Raises
@@ -67,7 +69,7 @@ class Planner:
             return entry.driver
         if type not in ("stt", "tts"):
             return None
-        return driver_for(type, one.ref) or next(iter(naming(type)), None)
+        return driver_for(type, ModelStore().whereabouts(one.ref)) or next(iter(naming(type)), None)
 
     def drivers_of(self, wanted: Sequence[Wanted]) -> None:
         """Find every driver that these models need and check its options, before anything is fetched. Raises
@@ -106,13 +108,14 @@ class Planner:
         found = await ModelStore().resolve(parse_ref(wanted.ref))
         if not isinstance(found, Path):
             raise StartupError(f"{wanted.ref} is not on this disk; `granville download {wanted.ref}` fetches it")
-        spec = self._configured(wanted)
+        # A driver that is new here is started, and a file's head and blocks are read; others are served meanwhile.
+        async with self._finding:
+            spec = await trio.to_thread.run_sync(self._configured, wanted)
         spec = replace(
             spec,
             slots=order.slots or spec.slots,
             context_size=spec.context_size if order.context_size is None else order.context_size,
         )
-        # Reading a file's head and blocks can take a moment, in which the others are served.
         return await trio.to_thread.run_sync(self._plan_one, wanted, found, spec, kv_ram_bytes, kv_disk_bytes)
 
     def _plan_one(self, wanted: Wanted, path: Path, spec: ModelSpec, kv_ram: int, kv_disk: int) -> ModelPlan:
@@ -175,6 +178,8 @@ def type_of(wanted: Wanted) -> ModelType:
     if wanted.type is not None:
         return wanted.type
     entry = Catalogue().find(wanted.ref)
-    if entry is None and "://" not in wanted.ref and (kind := kind_of(Path(wanted.ref))) in TYPES_OF_KINDS:
-        return TYPES_OF_KINDS[kind]
+    if entry is None:
+        path = ModelStore().whereabouts(wanted.ref)
+        kind = None if path is None else kind_of(path)
+        return "inference" if kind is None else TYPES_OF_KINDS.get(kind, "inference")
     return next((known for known in TYPES if entry is not None and known == entry.type), "inference")

@@ -37,14 +37,14 @@ def kind_of(path: Path) -> Kind | None:
     return "piper" if _is_voice(path) else None
 
 
-def driver_for(type: ModelType, ref: str) -> str | None:
-    """The driver of a model that hears or speaks, by what was typed for it; None where that does not tell. It may not
-    be here yet: what comes from elsewhere is taken for what drivers of ours read."""
+def driver_for(type: ModelType, path: Path | None) -> str | None:
+    """The driver of a model that hears or speaks; None where its place does not tell. One without a place is still to
+    be fetched, and taken for what drivers of ours read."""
     if type not in ("stt", "tts"):
         return None
-    if "://" in ref:
+    if path is None:
         return DRIVERS["whisper" if type == "stt" else "piper"]
-    kind = kind_of(Path(ref).expanduser())
+    kind = kind_of(path)
     return DRIVERS.get(kind) if kind is not None and TYPES.get(kind) == type else None
 
 

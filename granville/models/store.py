@@ -66,6 +66,20 @@ class ModelStore:
         await fetch(found, self.place(found), progress)
         return self.place(found)
 
+    def whereabouts(self, text: str) -> Path | None:
+        """Where what was typed for a model leads on this disk, whether there is a model or not; None for what is
+        fetched from elsewhere. Raises what `parse_ref` raises."""
+        ref = parse_ref(text, unverified=True)
+        if isinstance(ref, FileRef):
+            return ref.path
+        if not isinstance(ref, NameRef):
+            return None
+        typed = Path(ref.name)
+        if typed.exists() or is_fileless(typed):
+            return typed
+        same = [path for path in self.paths() if ref.name in (path.name, path.stem)]
+        return same[0] if len(same) == 1 else typed
+
     def place(self, source: Source) -> Path:
         return self.folder / source.place
 

@@ -17,7 +17,7 @@ from granville.models.catalogue import Catalogue, ModelEntry
 from granville.models.check import verify
 from granville.models.details import describe, model_type
 from granville.models.identity import fingerprint
-from granville.models.kinds import driver_for, kind_of
+from granville.models.kinds import kind_of
 from granville.models.memory import estimate
 from granville.models.pool import parse_model
 from granville.models.removal import remove
@@ -67,17 +67,18 @@ def test_kinds_are_told_by_names(whisper: Path, voice: Path, tmp_path: Path) -> 
         ("inference:{voice}", "inference", None),
         ("smollm2", "inference", None),
         ("m.gguf", "inference", None),
+        ("stt:model", "stt", "granville-whisper"),
+        ("amy", "tts", "granville-piper"),
     ],
 )
 def test_a_models_type_and_driver_follow_from_what_is_typed(
-    text: str, type: str, driver: str | None, whisper: Path, voice: Path
+    text: str, type: str, driver: str | None, whisper: Path, voice: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("GRANVILLE_HOME", str(voice.parents[1]))
     wanted = parse_model(text.format(whisper=whisper, voice=voice))
     assert type_of(wanted) == type
     planner = Planner(ServeConfig(), ModelSpec(Path()), DEFAULT_DRIVER)
     assert planner._usual_driver(wanted) == driver
-    if "whisper-tiny" not in text and "joe" not in text and "inference" not in text:
-        assert driver_for(type_of(wanted), wanted.ref) == driver
 
 
 def test_a_driver_that_names_the_type_takes_what_ours_do_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

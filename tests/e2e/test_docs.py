@@ -60,7 +60,7 @@ def test_the_runner_of_the_runs_page(daemon: Daemon, folder: Path) -> None:
 
 
 def test_the_driver_of_the_drivers_page(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    code, check = blocks(ROOT / "docs" / "drivers.md", "python")
+    code, check, speaks = blocks(ROOT / "docs" / "drivers.md", "python")
     assert code == (ROOT / "drivers" / "echo" / "python" / "echo_driver.py").read_text(), "the page shows the sample"
     (folder / "my_module.py").write_text(code)
     monkeypatch.setenv("PYTHONPATH", str(folder))
@@ -69,6 +69,7 @@ def test_the_driver_of_the_drivers_page(folder: Path, monkeypatch: pytest.Monkey
         assert daemon.stop() == 0
     (folder / "test_it.py").write_text(check.replace("./my-driver", "my_module:EchoDriver"))
     run_python("import test_it; test_it.test_it_keeps_to_the_interface()", folder, folder)
+    run_python(speaks, folder, folder)
 
 
 @pytest.mark.parametrize(("block", "answer"), [(0, "MAKE SOME  NOISE, ß"), (1, "make some  noise, ß")])

@@ -114,6 +114,17 @@ def test_the_command_line_says_what_is_wrong(daemon: Daemon, tmp_path: Path) -> 
         assert "Traceback" not in done.stderr
 
 
+def test_a_voice_is_loaded_by_its_kind_while_others_are_served(daemon: Daemon, tmp_path: Path) -> None:
+    """It is no voice, as its driver says; the daemon's own driver would have taken any file."""
+    voice = tmp_path / "amy.onnx"
+    voice.write_bytes(b"no voice")
+    voice.with_name("amy.onnx.json").write_bytes(b"{}")
+    done = granville(tmp_path, "load", f"tts:{voice}", "-s", str(daemon.socket))
+    assert done.returncode != 0
+    assert "amy.onnx" in done.stderr
+    assert {model["id"] for model in daemon.ask({"op": "models"})["models"]} == {"stt-1", "tts-1"}
+
+
 def test_models_of_sound_by_their_names(tmp_path: Path) -> None:
     """Which driver a model gets without being told; what that driver says of a model that is none is its own."""
     voice = tmp_path / "amy.onnx"
