@@ -175,6 +175,8 @@ def _sha256(details: Details) -> str:
 
 def _tuned(details: Details) -> str:
     tuning = details.tuning
+    if details.file.kind not in (None, "gguf"):
+        return "no; there is nothing to tune in a model of this kind"
     if details.tuning_problem is not None:
         return details.tuning_problem
     if tuning is None:
