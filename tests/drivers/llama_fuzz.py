@@ -141,7 +141,7 @@ class Machine:
         self.questions: dict[str, Score] = {}
         self.wishes: dict[str, bool] = {}
         """What is kept warm, or will be, and whether it is by now."""
-        self.warmed = 0
+        self.wished = self.warmed = 0
         self.sessions = {f"s{index}": Session() for index in range(5)}
         self.answers = Answers()
         self.compared = self.count = 0
@@ -198,15 +198,15 @@ class Machine:
             self.count += 1
             self.questions[id] = Score(id, TALK[: rng.randrange(200)] + rng.choice("abc"), LABELS)
             self.model.submit(self.questions[id])
-        elif chance < 0.48:
+        elif chance < 0.51:
             self._warm()
-        elif chance < 0.49 and self.wishes:
+        elif chance < 0.52 and self.wishes:
             id = rng.choice(list(self.wishes))
             del self.wishes[id]
             self.model.cancel(id)
-        elif chance < 0.5 and self.plan.limits:
+        elif chance < 0.53 and self.plan.limits:
             self.model.limit_cache(rng.choice([0, 20_000, 200_000, self.plan.kv_ram_bytes]))
-        elif chance < 0.505 and self.plan.restarts:
+        elif chance < 0.535 and self.plan.restarts:
             self._restart()
         else:
             self.step()
@@ -304,17 +304,17 @@ class Machine:
         """A conversation or a system prompt, as nobody or as someone will ask."""
         rng = self.rng
         self.count += 1
-        name = rng.choice(["", *self.sessions])
+        name = rng.choice(["", "", *(name for name, session in self.sessions.items() if session.history)])
         messages = self.sessions[name].history if name else (Message(rng.choice(["system", "user"]), self._text()),)
-        if messages:
-            id = f"w{self.count}"
-            self.wishes[id] = False
-            self.model.submit(Warm(id, messages, name or None, urgency=rng.randrange(4)))
+        id = f"w{self.count}"
+        self.wishes[id] = False
+        self.model.submit(Warm(id, messages, name or None, urgency=rng.choice([0, 0, 1, 2, 3])))
 
     def _is_warm(self, event: Any) -> None:
         assert isinstance(event, Output), event
         assert not self.wishes[event.id]
         self.wishes[event.id] = True
+        self.wished += 1
         self.warmed += event.value != [0.0]
 
     def _text(self) -> str:

@@ -47,7 +47,8 @@ def test_whatever_happens_each_job_says_what_it_says_alone(name: str, noise: Pat
     machines = [disturb(seed, name, noise, reference, tmp_path / str(seed)) for seed in range(2)]
     assert sum(machine.compared for machine in machines) > 15
     assert sum(machine.exact_turns for machine in machines) > 1
-    assert sum(machine.warmed for machine in machines) > 2 or name == "nothing"
+    assert sum(machine.wished for machine in machines) > 1
+    assert sum(machine.warmed for machine in machines) > 1 or PLANS[name].kv_ram_bytes < PLENTY
     reference.close()
 
 
