@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -248,6 +249,19 @@ def test_a_session_is_brought_from_disk(noise: Path, tmp_path: Path) -> None:
     assert answer.cached_tokens == count
     assert model.stats()["warm_hits"] == 1
     assert model.stats()["kv_warm_bytes"] == 0, "its turn has used it"
+    model.close()
+
+
+def test_a_session_is_kept_as_its_last_turn_left_it_tools_and_all(noise: Path) -> None:
+    model = cast(LlamaModel, load(noise, context_size=1024))
+    each = Generate("t", (Message("user", "go"),), 6, GREEDY, session="talk", tools=(WEATHER,), tool_choice="weather")
+    answer = run(model, each)["t"]
+    history = (*each.messages, Message("assistant", answer.text, tuple(answer.tokens)))
+    count, usage = warm(model, Warm("w", history, session="talk"))
+    assert count > usage.prompt_tokens, "the tools are in it"
+    assert usage.cached_tokens == usage.prompt_tokens, "nothing is read"
+    next_turn = replace(each, id="next", messages=(*history, Message("user", "on")))
+    assert run(model, next_turn)["next"].cached_tokens == count
     model.close()
 
 

@@ -60,7 +60,7 @@ class KvStore:
         """The state that saves the most of these tokens, and how many it saves. A session goes on from its own if that
         has anything of what the model said in it, as it would if nobody else were here."""
         candidates = self._index.nearest(tokens)
-        own = self._known.get(session) if session is not None else None
+        own = self.own(session) if session is not None else None
         if own is not None:
             candidates.append(own)
         best: tuple[bool, int, bool] = (False, 0, False)
@@ -71,6 +71,10 @@ class KvStore:
             if rank > best:
                 best, found = rank, saved
         return found, best[1]
+
+    def own(self, session: str) -> Saved | None:
+        """What the session's last turn has left."""
+        return self._known.get(session)
 
     def covers(self, tokens: list[int]) -> int:
         """How many of these tokens, from the first, anyone can have from here."""

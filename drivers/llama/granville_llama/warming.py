@@ -168,6 +168,9 @@ class Warming:
             return True
         saved, count = store.find(wish.tokens, session)
         is_said = saved is not None and count > saved.label.pure
+        own = None if session is None or wish.request.tools else store.own(session)
+        if own is not None:  # its next turn may have the tools of the last one, whatever the wish has
+            saved, count, is_said = own, len(own.label.tokens), True
         if not is_said and session is not None and self._seats.says(wish.tokens, session):
             self._conclude(wish, None, len(wish.tokens))
             return True
