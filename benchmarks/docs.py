@@ -32,7 +32,7 @@ PARTS = {
     "longprompt": "A prompt of",
     "urgent": "A critical request beside",
     "sessions": "12 conversations",
-    "warm": "Time to first token with",
+    "warm": "Said beforehand",
     "neighbour": "One busy program",
     "churn": "1000 sessions",
     "tuned": "The embedded model tuned",
