@@ -141,7 +141,7 @@ async def _demo(console: Console) -> list[str] | None:
                     rows = await _ask_all(client, console)
                     _heading(console, "granville status")
                     print_status(console, await client.status())
-                workflow_status = await _run_workflow(console, address, Path(directory, "runs.db"))
+                workflow_status = await run_workflow(console, address, Path(directory, "runs.db"))
                 _heading(console, "stopping the daemon: SIGTERM")
                 process.send_signal(signal.SIGTERM)
                 with trio.move_on_after(STOP_S):
@@ -251,7 +251,7 @@ async def _ask(
         board.event(row, "failed", row.text)
 
 
-async def _run_workflow(console: Console, address: str, journal: Path) -> int:
+async def run_workflow(console: Console, address: str, journal: Path) -> int:
     """A workflow on the same daemon, by the command that a person would type. Its exit status."""
     shown = WORKFLOW.relative_to(WORKFLOW.parents[2])
     _heading(console, f"a workflow: crucible run {shown}")
