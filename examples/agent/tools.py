@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 from granville.crucible.tools.function import tool
-
 from granville.crucible.tools.interface import ToolFailed
 
 PRICES: dict[str, float] = json.loads(Path(__file__).with_name("data").joinpath("prices.json").read_text())

@@ -6,7 +6,6 @@ import re
 from typing import Any
 
 from granville.crucible.tools.function import tool
-
 from granville.crucible.tools.interface import Call, ToolFailed
 
 SENTENCES = re.compile(r"(?<=[.?!])\s+|\n+")
