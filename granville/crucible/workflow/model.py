@@ -115,10 +115,11 @@ class Server(Plain, frozen=True, kw_only=True):
 class Step(Plain, frozen=True, kw_only=True):
     """Exactly one of `model_type`, `tool`, `workflow` and `steps` says what it does.
 
-    Strings of `input`, `system`, `messages`, `documents`, `with`, `session` and `on_error.use` are templates:
-    `{{ expression }}` and `{% if %}`, `{% for %}` in text. A string that is one `{{ expression }}` and nothing else is
-    the expression's value, whatever its type. An `input` that is a bare name (`question`, `steps.search.output`) is the
-    value of that name. Strings of `should_run`, `for_each`, `until` and `result` are expressions, without braces.
+    Strings of `input`, `system`, `messages`, `documents`, `with`, `session`, `json_schema`, `on_error.use` and
+    `repeat.start` are templates: `{{ expression }}`, and `{% if %}`, `{% for %}` in text. A string that is one
+    `{{ expression }}` and nothing else is the expression's value, whatever its type. An `input` that is a bare name
+    (`question`, `steps.search.output`) is the value of that name. Strings of `should_run`, `for_each`, `until` and
+    `result` are expressions, without braces.
     """
 
     id: Identifier

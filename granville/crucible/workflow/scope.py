@@ -73,10 +73,10 @@ class Scope:
         return None
 
     def _unknown(self, name: str, also: Iterable[str], bare: bool) -> str:
-        declare = (
-            "" if self.inputs else f"; what a run is given is declared, as in `inputs: {{{name}: {{type: text}}}}`"
-        )
-        return self._missing(name, also, bare) + declare
+        said = self._missing(name, also, bare)
+        if self.inputs or "did you mean" in said:
+            return said
+        return f"{said}; what a run is given is declared, as in `inputs: {{{name}: {{type: text}}}}`"
 
     def _missing(self, name: str, also: Iterable[str], bare: bool) -> str:
         if name in self.later:
