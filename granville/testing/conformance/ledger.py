@@ -47,7 +47,10 @@ class Job:
     task: Task
     state: State = "running"
     pieces: list[Token] = field(default_factory=list)
-    sounds: list[Audio] = field(default_factory=list)
+    sample_rate: int | None = None
+    """Hz, of its first sound."""
+    samples: int = 0
+    """Of all of it; the sound itself is not kept, or the ledger would be taken for a leak of the driver's."""
     events: int = 0
     end: Finished | Output | Failed | None = None
 
@@ -61,7 +64,7 @@ class Job:
 
     @property
     def sound_s(self) -> float:
-        return sum(len(sound.pcm) / SAMPLE_BYTES / sound.sample_rate for sound in self.sounds)
+        return 0.0 if self.sample_rate is None else self.samples / self.sample_rate
 
     @property
     def usage(self) -> Usage:
@@ -125,7 +128,9 @@ class Ledger:
             case Token():
                 job.pieces.append(event)
             case Audio():
-                job.sounds.append(event)
+                if job.sample_rate is None:
+                    job.sample_rate = event.sample_rate
+                job.samples += len(event.pcm) // SAMPLE_BYTES
             case Parked():
                 job.state = "parked"
             case Finished() | Output() | Failed():
@@ -191,8 +196,8 @@ def _wrong_sound(event: Audio, job: Job) -> str | None:
         return f"pcm is {a(pcm)}, not bytes of whole 16-bit samples: {shown(pcm)}"
     if type(rate) is not int or not MIN_RATE <= rate <= MAX_RATE:
         return f"sample_rate is {shown(rate)}, not a whole number from {MIN_RATE} to {MAX_RATE}"
-    if job.sounds and job.sounds[0].sample_rate != rate:
-        return f"sample_rate is {rate}, and was {job.sounds[0].sample_rate} before"
+    if job.sample_rate not in (None, rate):
+        return f"sample_rate is {rate}, and was {job.sample_rate} before"
     return None
 
 
@@ -202,7 +207,7 @@ def _wrong_value(value: object, job: Job) -> str | None:
     if isinstance(task, Speak):
         if not isinstance(value, dict) or not isinstance(value.get("duration_s"), int | float):
             return f"the value is {shown(value)}, without the number duration_s"
-        return None if job.sounds else "no Audio came before it"
+        return None if job.samples else "no Audio came before it"
     if isinstance(task, Transcribe):
         try:
             msgspec.convert(value, Heard)

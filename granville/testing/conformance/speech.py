@@ -99,7 +99,7 @@ def speaks(rig: Rig) -> str:
     if not isinstance(other.end, Failed):
         raise Warn(f"a voice called {NO_VOICE} spoke: the client does not get to know that there is none")
     _refused(other, "a voice that is not there")
-    return f"{plain.sound_s:.2f} s at {plain.sounds[0].sample_rate} Hz, {fast.sound_s:.2f} s at twice the speed"
+    return f"{plain.sound_s:.2f} s at {plain.sample_rate} Hz, {fast.sound_s:.2f} s at twice the speed"
 
 
 def _refused(job: Job, what: str) -> None:
