@@ -22,9 +22,9 @@ def test_check_says_where(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     right, wrong = tmp_path / "right.yaml", tmp_path / "wrong.yaml"
     right.write_text("steps: [{id: a, tool: t}]")
     wrong.write_text(WRONG)
-    assert check(right) == 0
+    assert check(str(right)) == 0
     assert capsys.readouterr().out == f"{right}: right is right\n"
-    assert check(right, wrong, tmp_path / "none.yaml") == 1
+    assert check(str(right), str(wrong), str(tmp_path / "none.yaml")) == 1
     said = capsys.readouterr()
     assert said.out == f"{right}: right is right\n"
     assert said.err.splitlines() == [
@@ -39,7 +39,7 @@ def test_check_says_where(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 def test_check_for_programs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     wrong = tmp_path / "wrong.yaml"
     wrong.write_text(WRONG)
-    assert check(wrong, as_json=True) == 1
+    assert check(str(wrong), as_json=True) == 1
     (problem,) = json.loads(capsys.readouterr().out)
     assert problem == {
         "file": str(wrong), "line": 5, "column": 19, "message": "b.input: there is no `aa`; did you mean a?"
@@ -50,10 +50,25 @@ def test_check_for_programs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         check()
 
 
+def test_workflows_that_are_python_objects(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flows = tmp_path / "flows.py"
+    flows.write_text(
+        "from granville.crucible.workflow.model import Step, Workflow\n"
+        "right = Workflow(name='right', steps=(Step(id='a', tool='t'),))\n"
+        "wrong = Workflow(name='wrong', steps=(Step(id='b', model_type='inference', input='{{ aa }}'),))\n"
+    )
+    assert check(f"{flows}:right") == 0
+    assert capsys.readouterr().out == f"{flows}:right: right is right\n"
+    assert check(f"{flows}:wrong") == 1
+    assert "b.input: there is no `aa`" in capsys.readouterr().err
+    graph(f"{flows}:right")
+    assert capsys.readouterr().out.startswith("flowchart TD\n")
+
+
 def test_what_a_file_says_cannot_move_the_cursor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     wrong = tmp_path / "wrong.yaml"
     wrong.write_text('steps: [{id: a, tool: t, "x\\e[2J": 1}]')
-    assert check(wrong) == 1
+    assert check(str(wrong)) == 1
     assert "\x1b" not in capsys.readouterr().err
 
 
@@ -84,17 +99,17 @@ def test_new_refuses_what_is_no_name(tmp_path: Path) -> None:
 def test_graph(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     new("flow", kind="agent", dir=tmp_path)
     capsys.readouterr()
-    graph(tmp_path / "flow.yaml")
+    graph(f"{tmp_path}/flow.yaml")
     assert capsys.readouterr().out.startswith("flowchart TD\n")
-    graph(tmp_path / "flow.yaml", svg=tmp_path / "flow.svg")
+    graph(f"{tmp_path}/flow.yaml", svg=tmp_path / "flow.svg")
     assert capsys.readouterr().out == f"{tmp_path / 'flow.svg'}: flow, 1 step\n"
     ElementTree.parse(tmp_path / "flow.svg")
-    graph(tmp_path / "flow.yaml", svg=Path("-"))
+    graph(f"{tmp_path}/flow.yaml", svg=Path("-"))
     assert capsys.readouterr().out == (tmp_path / "flow.svg").read_text()
     with pytest.raises(StartupError, match="one picture at a time"):
-        graph(tmp_path / "flow.yaml", svg=Path("-"), mermaid=True)
+        graph(f"{tmp_path}/flow.yaml", svg=Path("-"), mermaid=True)
     with pytest.raises(StartupError, match="cannot be written"):
-        graph(tmp_path / "flow.yaml", svg=tmp_path / "none" / "x.svg")
+        graph(f"{tmp_path}/flow.yaml", svg=tmp_path / "none" / "x.svg")
     (tmp_path / "wrong.yaml").write_text(WRONG)
     with pytest.raises(WorkflowError):
-        graph(tmp_path / "wrong.yaml")
+        graph(f"{tmp_path}/wrong.yaml")

@@ -17,7 +17,7 @@ from granville.cli.crucible.help import COMMANDS
 from granville.cli.crucible.main import main
 from granville.errors import WIRE_ERRORS
 
-CALLED = [one for one in COMMANDS if one.function and importlib.util.find_spec(one.function.partition(":")[0])]
+CALLED = [one for one in COMMANDS if one.function]
 
 
 @pytest.mark.parametrize("argument", ["version", "--version"])

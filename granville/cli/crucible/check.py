@@ -20,7 +20,7 @@ MAX_SHOWN_CHARS = 120
 
 
 def check(
-    *files: Annotated[Path, Parameter(help="Workflows in YAML or JSON.")],
+    *files: Annotated[str, Parameter(help="Workflows in YAML or JSON, or Python objects as FILE.py:NAME.")],
     schema: Annotated[
         bool, Parameter(negative="", show_default=False, help="Print the JSON Schema of workflows, for an editor.")
     ] = False,
@@ -40,8 +40,8 @@ def check(
     """
     from importlib.resources import files as resources
 
+    from granville.cli.crucible.loading import load
     from granville.crucible.workflow.problems import WorkflowError
-    from granville.crucible.workflow.reading import open_workflow
     from granville.errors import StartupError
 
     if schema:
@@ -52,7 +52,7 @@ def check(
     problems: list[Problem] = []
     for path in files:
         try:
-            workflow = open_workflow(path)
+            workflow, _ = load(path)
         except WorkflowError as error:
             problems += error.problems
         else:

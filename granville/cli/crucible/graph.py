@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 
 def graph(
-    file: Annotated[Path, Parameter(help="A workflow in YAML or JSON.")],
+    file: Annotated[str, Parameter(help="A workflow in YAML or JSON, or a Python object as FILE.py:NAME.")],
     /,
     *,
     svg: Annotated[Path | None, Parameter(help="Write a picture as SVG to this file; - is stdout.")] = None,
@@ -24,14 +24,14 @@ def graph(
         crucible graph voice.yaml --svg voice.svg
         crucible graph voice.yaml --mermaid >> README.md
     """
+    from granville.cli.crucible.loading import load
     from granville.crucible.workflow import drawing
     from granville.crucible.workflow import graph as graphs
-    from granville.crucible.workflow.reading import open_workflow
     from granville.errors import StartupError
 
     if svg is not None and mermaid:
         raise StartupError("--svg and --mermaid: one picture at a time")
-    workflow = open_workflow(file)
+    workflow, _ = load(file)
     if svg is None:
         print(graphs.mermaid(workflow), end="")
     elif str(svg) == "-":

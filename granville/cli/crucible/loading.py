@@ -1,4 +1,4 @@
-"""FILE of `crucible run`: a workflow in YAML, or an object in Python."""
+"""FILE of `crucible run`, `check` and `graph`: a workflow in YAML, or an object in Python."""
 
 from __future__ import annotations
 
