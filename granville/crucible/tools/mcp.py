@@ -148,8 +148,7 @@ class McpServer:
         self.check()
         assert self._client is not None
         try:
-            msgspec.json.encode(arguments, enc_hook=_refuse)
-            result = await self._client.call_tool(tool, dict(arguments))
+            result = await self._client.call_tool(tool, msgspec.to_builtins(dict(arguments)))  # bytes as base64
         except MCPError as error:
             self.check()
             raise ToolFailed(f"{name}: {error.message[:MAX_ERROR_CHARS]}") from None
@@ -226,7 +225,3 @@ def _first(group: BaseExceptionGroup[Any]) -> BaseException:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
-
-
-def _refuse(value: Any) -> Any:
-    raise TypeError(f"{type(value).__name__} cannot be given to an MCP server")

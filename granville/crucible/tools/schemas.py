@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
+
 from granville.crucible.tools.extra import needed
 from granville.crucible.tools.interface import Tool, ToolFailed
 
@@ -12,7 +14,7 @@ MAX_SHOWN_CHARS = 200
 
 
 def check_arguments(tool: Tool, arguments: Mapping[str, Any]) -> None:
-    """Raises ToolFailed, which names the argument that does not fit."""
+    """Raises ToolFailed, which names the argument that does not fit. Bytes are a text here, as base64."""
     schema = tool.parameters if tool.checks is None else tool.checks
     if not schema:
         return
@@ -21,7 +23,7 @@ def check_arguments(tool: Tool, arguments: Mapping[str, Any]) -> None:
     # A registry of its own: without one a `$ref` to another machine is fetched from there.
     validator = jsonschema.Draft202012Validator(schema, registry=referencing.Registry())
     try:
-        error = jsonschema.exceptions.best_match(validator.iter_errors(dict(arguments)))
+        error = jsonschema.exceptions.best_match(validator.iter_errors(msgspec.to_builtins(dict(arguments))))
     except (RecursionError, referencing.exceptions.Unresolvable, jsonschema.exceptions.SchemaError) as wrong:
         raise ToolFailed(f"{tool.name}: its own schema cannot be used: {str(wrong)[:MAX_SHOWN_CHARS]}") from None
     if error is None:
