@@ -1,28 +1,25 @@
 """How long the retrieval part of a question takes: embed the query, search by words and by meaning.
 
-    python benchmarks/crucible_search.py [--documents 1000] [--queries 50] [--model FILE.gguf]
+    python -m benchmarks.crucible_search [--documents 1000] [--queries 50] [--model FILE.gguf]
 
-all-MiniLM-L6-v2 is made of its wheel unless a model is given, and served by a daemon of its own; the documents are put
-together of sentences from a seed, each on a matter of its own. Prints JSON: times in ms, and how often the document that
-a query was made from is the first.
+all-MiniLM-L6-v2 is made of its wheel unless a model is given, and served by a daemon of its own. The documents are put
+together of sentences from a seed. Prints JSON: times in ms, and how often the document that a query was made from is
+the first that is found.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import trio
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
+from examples.models.minilm import minilm
 from granville.client import Client, connect
 from granville.crucible.search.hybrid import search
 from granville.crucible.search.store import Store
@@ -30,7 +27,6 @@ from granville.crucible.search.update import Report, update
 from granville.crucible.tools.interface import Call
 from granville.crucible.tools.toolbox import toolboxes
 from granville.crucible.workflow.model import Step, Workflow
-from tests.drivers.bert_gguf import minilm
 from tests.e2e.harness import running
 
 WHO = ("baker", "pilot", "nurse", "tailor", "farmer", "clerk", "sailor", "miner", "judge", "poet", "singer", "guard")
@@ -92,7 +88,7 @@ async def measure(client: Client, folder: Path, queries: list[str], chosen: list
     return {
         "documents": report.documents,
         "passages": report.chunks,
-        "index_bytes": os.path.getsize(path),
+        "index_bytes": (await trio.Path(path).stat()).st_size,
         "index_s": round(indexed_s, 2),
         "index_again_s": round(again_s, 3),
         "embed_ms": shown(embeds),
@@ -129,7 +125,7 @@ def main() -> None:
             async with connect(address) as client:
                 return await measure(client, folder / "documents", queries, chosen)
 
-        with running(folder / "daemon", driver="granville-llama", models=f"embedding:{model}") as daemon:
+        with running(folder / "daemon", driver="granville-llama", model=f"embedding:{model}") as daemon:
             print(json.dumps(trio.run(go, str(daemon.socket)), indent=2))
             daemon.stop()
 
