@@ -51,14 +51,3 @@ def test_an_answer_cites_passages_that_it_was_shown(shell: Shell, index: Path, n
     cited = [int(mark) for mark in re.findall(r"\d+", marks)]
     assert len(cited) == len(set(cited)) <= 2
     assert all(1 <= mark <= len(outputs["sources"]) for mark in cited)
-
-
-def test_documents_that_say_nothing_are_said_to(shell: Shell) -> None:
-    empty = shell.folder / "empty"
-    empty.mkdir()
-    (empty / "blank.md").write_text("\n")
-    shell.crucible("index", empty, "--into", shell.folder / "empty.db")
-    outputs = shell.outputs(
-        EXAMPLE / "workflow.yaml", *TOOLS, "--input", f"index={shell.folder / 'empty.db'}", "--input", "question=Who?"
-    )
-    assert outputs == {"answer": "The documents say nothing of that.", "sources": []}
