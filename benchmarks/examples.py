@@ -1,6 +1,6 @@
 """Two of the examples, measured: what each turn of the agent reads, and how long the voice assistant takes.
 
-    .venv/bin/python benchmarks/examples.py [--rounds 5] [--json build/bench/examples.json]
+    .venv/bin/python -m benchmarks.examples [--rounds 5] [--json build/bench/examples.json]
 
 Needs the models of `make models`.
 """
