@@ -51,7 +51,7 @@ def test_an_installed_name_goes_before_an_entry_point(echo: Path, drivers: Path)
     assert isinstance(find_driver("granville-echo-v2"), V2Driver)
     assert find_driver("granville-llama").name == "granville-llama"
     assert set(installed()) >= {"granville-echo-v2", "granville-llama"}
-    assert "installed are: granville-echo-v2, granville-llama" in refused("granville-nothing")
+    assert f"installed are: {', '.join(installed())}" in refused("granville-nothing")
     shutil.copytree(echo / "v2", drivers / "granville-llama")
     assert "name is 'granville-echo-v2', in the folder of granville-llama" in refused("granville-llama")
 

@@ -42,7 +42,9 @@ def test_the_table(home: Path) -> None:
     (home / "models" / "broken[red].gguf").write_bytes(b"GGUF\x03\0\0\0")
     done = granville(home, "models")
     assert done.returncode == 0, done.stderr
-    broken, smollm2 = done.stdout.splitlines()[1:]
+    lines = {line.split()[0]: line for line in done.stdout.splitlines()[1:]}
+    broken, smollm2 = lines["broken[red]"], lines["smollm2"]
+    assert "not fetched" in lines["whisper-tiny.en"]
     assert smollm2.split() == ["smollm2", "llama", "Q4_1", "8192", "98", "MB", str(home / "models" / SMOLLM2)]
     assert broken.startswith("broken[red]")
     assert "not a sound GGUF" in broken
@@ -50,7 +52,7 @@ def test_the_table(home: Path) -> None:
 
 def test_the_list_as_json(home: Path) -> None:
     done = granville(home, "models", "--json")
-    (model,) = json.loads(done.stdout)["models"]
+    model = next(one for one in json.loads(done.stdout)["models"] if one["name"] == "smollm2")
     assert model["name"] == "smollm2"
     assert model["architecture"] == "llama"
     assert model["quantization"] == "Q4_1"
@@ -63,8 +65,8 @@ def test_the_list_as_json(home: Path) -> None:
 
 def test_what_is_not_fetched_is_shown_as_such(tmp_path: Path) -> None:
     assert "granville download smollm2" in granville(tmp_path, "models").stdout
-    (model,) = json.loads(granville(tmp_path, "models", "--json").stdout)["models"]
-    assert (model["name"], model["path"]) == ("smollm2", None)
+    models = {one["name"]: one["path"] for one in json.loads(granville(tmp_path, "models", "--json").stdout)["models"]}
+    assert models == {"smollm2": None, "whisper-tiny.en": None, "joe": None}
     assert not (tmp_path / "models").exists()
 
 
