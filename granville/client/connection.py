@@ -14,9 +14,8 @@ import trio
 
 from granville.client.address import DEFAULT_ADDRESS, dial, new_id
 from granville.client.answer import Answer, Answers
-from granville.client.background import Background
 from granville.client.callback import Mailbox
-from granville.client.link import Link
+from granville.client.link import Link, attended
 from granville.errors import GranvilleError
 from granville.wire.messages import (
     ChatMessage,
@@ -221,8 +220,5 @@ async def connect(address: str = DEFAULT_ADDRESS) -> AsyncIterator[Client]:
 @asynccontextmanager
 async def serve_client(stream: trio.abc.Stream) -> AsyncIterator[Client]:
     """A client on any stream, a memory stream in a test for one; the stream is closed at the end."""
-    client = Client(stream)
-    async with stream, Background() as nursery:
-        nursery.start_soon(client.read)
-        nursery.start_soon(client.write)
+    async with attended(Client(stream)) as client:
         yield client

@@ -5,13 +5,16 @@ from __future__ import annotations
 import itertools
 import logging
 from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import trio
 from msgspec import UNSET
 
+from granville.client.background import Background
 from granville.errors import ConnectionLost, GranvilleError
 from granville.wire.framing import MAX_REPLY_BYTES, FrameReader
 from granville.wire.messages import ErrorReply
@@ -35,7 +38,7 @@ class _Question:
 
 
 class Link(ABC):
-    """The stream's owner runs `read` and `write` beside its own body."""
+    """`attended` runs its `read` and `write` beside a body."""
 
     def __init__(self, stream: trio.abc.Stream) -> None:
         self._stream = stream
@@ -132,3 +135,15 @@ class Link(ABC):
                 waiting.settle(lost)
             self.drop(lost)
         await self.wind_up(lost)
+
+
+L = TypeVar("L", bound=Link)
+
+
+@asynccontextmanager
+async def attended(link: L) -> AsyncIterator[L]:
+    """A link whose messages come and go while the body runs; its stream is closed at the end."""
+    async with link._stream, Background() as nursery:
+        nursery.start_soon(link.read)
+        nursery.start_soon(link.write)
+        yield link

@@ -20,8 +20,7 @@ import msgspec
 import trio
 
 from granville.client.address import dial
-from granville.client.background import Background
-from granville.client.link import Link
+from granville.client.link import Link, attended
 from granville.config import DEFAULT_CRUCIBLE_SOCKET
 from granville.crucible import messages
 from granville.crucible.messages import asked, read_error, read_event
@@ -239,8 +238,5 @@ async def connect_crucible(address: str = DEFAULT_CRUCIBLE_SOCKET) -> AsyncItera
 @asynccontextmanager
 async def serve_crucible(stream: trio.abc.Stream) -> AsyncIterator[CrucibleClient]:
     """A client on any stream, which is closed at the end."""
-    client = CrucibleClient(stream)
-    async with stream, Background() as nursery:
-        nursery.start_soon(client.read)
-        nursery.start_soon(client.write)
+    async with attended(CrucibleClient(stream)) as client:
         yield client
