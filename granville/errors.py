@@ -12,6 +12,8 @@ class GranvilleError(Exception):
     code: ClassVar[int] = 500
 
     def __init__(self, message: str, *, retry_after_ms: int | None = None) -> None:
+        # It may quote anything: half a character would be refused by the wire, by the journal and by a terminal.
+        message = message.encode(errors="replace").decode()
         super().__init__(message)
         self.message = message
         self.retry_after_ms = retry_after_ms

@@ -95,3 +95,6 @@ class Writer:
         except (sqlite3.Error, OSError, RuntimeError) as error:  # RuntimeError: no thread could be started
             log.error("journal not written file=%s error=%s", self.journal.path, error)
             batch.error = JournalFailed(f"{self.journal.path}: the journal cannot be written: {error}")
+        except Exception as error:  # whatever it is, whoever waits has to be told: nothing else can end their waiting
+            log.exception("journal not written file=%s", self.journal.path)
+            batch.error = JournalFailed(f"{self.journal.path}: the journal cannot be written: {error}")
