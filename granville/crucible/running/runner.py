@@ -89,11 +89,20 @@ class Runner:
                     deadline_at=deadline_at, inputs=given,
                     folder=_absolute(folder), allow=tuple(allow), served=self._served, pid=os.getpid(),
                 )  # fmt: skip
-                await self._writer.commit(new_run(record, plan, digest, packed_inputs))
+                is_new = await self._hop(self.journal.digest, run_id) is None
+                if is_new:
+                    await self._writer.commit(new_run(record, plan, digest, packed_inputs))
             except BaseException:
                 self.journal.locks.release(run_id, lock)
                 raise
-            return self._execute(record, workflow, Progress(), lock)
+            if is_new:
+                return self._execute(record, workflow, Progress(), lock)
+            self.journal.locks.release(run_id, lock)
+        # It has come since it was looked for, and nobody executes it any more.
+        known = await self._known(run_id, digest)
+        if known is None:
+            raise Conflict(f"run_id: {run_id!r} was another run's, which has just been forgotten; try again")
+        return known
 
     def find(self, run_id: str) -> Run | None:
         """A run that is executed here."""
@@ -118,9 +127,11 @@ class Runner:
                 return record
             lock = await self._hop(self.journal.locks.take, run_id)
             try:
-                now = self._clock()
-                row = set_run(run_id, "cancelled", now, error="cancelled by request", error_code="cancelled")
-                await self._writer.commit(row, cancel_steps(run_id, now))
+                record = await self._hop(self.journal.run, run_id)
+                if record.ended_at is None:  # it may have ended before the lock was free
+                    now = self._clock()
+                    row = set_run(run_id, "cancelled", now, error="cancelled by request", error_code="cancelled")
+                    await self._writer.commit(row, cancel_steps(run_id, now))
             finally:
                 self.journal.locks.release(run_id, lock)
             ended: RunRecord = await self._hop(self.journal.run, run_id)
