@@ -138,8 +138,8 @@ class CrucibleClient(Link):
             try:
                 yield run
             finally:
-                if not detached and run.id is not None and run._end is None:
-                    await self._give_up(run.id)
+                if not detached and run._end is None:
+                    await self._give_up(run)
 
     @asynccontextmanager
     async def resume(self, id: str, *, retry: str | None = None, events: bool = True) -> AsyncIterator[FollowedRun]:
@@ -184,12 +184,12 @@ class CrucibleClient(Link):
             if self._followed.get(run.id or "") is run:
                 del self._followed[run.id or ""]
 
-    async def _give_up(self, id: str) -> None:
+    async def _give_up(self, run: FollowedRun) -> None:
         with trio.move_on_after(GIVE_UP_S, shield=True):
             try:
-                await self.cancel(id)
+                await self.cancel(await run.accepted())
             except GranvilleError as error:
-                log.debug("nothing to cancel id=%s reason=%r", id, error)
+                log.debug("nothing to cancel id=%s reason=%r", run.id, error)
 
     def dispatch(self, value: object) -> None:
         if not isinstance(value, dict):

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import trio
 import trio.testing
 
+from granville.crucible.client import serve_crucible
+from granville.crucible.daemon.connection import Connection
+from granville.crucible.daemon.deliveries import Deliveries
+from granville.crucible.daemon.desk import Desk
+from granville.crucible.daemon.settings import CrucibleConfig
 from granville.crucible.journal.runs import Journal
 from granville.crucible.journal.statements import set_run
 from granville.crucible.journal.writer import JournalFailed, Writer
@@ -17,6 +25,11 @@ from granville.crucible.running.run import Run
 from granville.crucible.running.runner import open_runner
 from granville.crucible.tools.interface import Call, ToolFailed
 from granville.crucible.workflow.model import Step
+from granville.doors.peer import Peer
+from granville.doors.senders import Senders
+from granville.doors.transport import HttpxTransport
+from granville.errors import GranvilleError
+from granville.wire.messages import encode
 from tests.crucible.rig import Place, Tools, at_once, runner, tool, workflow
 
 
@@ -122,3 +135,78 @@ async def test_a_run_that_has_failed_meanwhile_is_not_cancelled(journal: Journal
             journal.apply([set_run("r", "failed", 2.0, error="a: no", error_code="tool_failed", step="a")])
             hop.go_on.set()
     assert journal.run("r").state == "failed"
+
+
+class Rig:
+    """The daemon's desk and connections over a runner, without processes."""
+
+    def __init__(self, desk: Desk, deliveries: Deliveries, nursery: trio.Nursery) -> None:
+        self.desk, self.deliveries, self.nursery = desk, deliveries, nursery
+
+    def dial(self) -> trio.abc.Stream:
+        ours, theirs = trio.testing.memory_stream_pair()
+        self.nursery.start_soon(self._serve, theirs)
+        return ours
+
+    async def _serve(self, stream: trio.abc.Stream) -> None:
+        async with stream:
+            await Connection(stream, Peer(None), self.desk, self.deliveries).run()
+
+
+@asynccontextmanager
+async def serving(journal: Journal) -> AsyncIterator[Rig]:
+    config = CrucibleConfig(delivery_ttl_s=0.5)
+    started = open_runner(journal=journal, toolbox_for=Tools(*TOOLS).open, dial=Place(None).dial, served=True)
+    async with trio.open_nursery() as nursery, started as running:
+        desk = Desk(config, running, nursery)
+        senders = Senders(config, desk.counters, nursery, HttpxTransport())
+        yield Rig(desk, Deliveries(desk, senders, journal.path.with_name("callbacks")), nursery)
+        nursery.cancel_scope.cancel()
+
+
+HANG = msgspec.to_builtins(workflow(Step(id="a", tool="hang")))
+
+
+@pytest.mark.real_time
+async def test_a_client_that_goes_while_its_run_is_begun_takes_it_along(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving(journal) as rig:
+        begin, begun, go_on = rig.desk.begin, trio.Event(), trio.Event()
+
+        async def slowly(*args: Any) -> Run:
+            begun.set()
+            await go_on.wait()
+            return await begin(*args)
+
+        monkeypatch.setattr(rig.desk, "begin", slowly)
+        stream = rig.dial()
+        await stream.send_all(encode({"op": "run", "workflow": HANG, "id": "r-left"}))
+        await begun.wait()
+        await stream.aclose()
+        await trio.testing.wait_all_tasks_blocked()
+        go_on.set()
+        await until(lambda: "r-left" in [run.id for run in journal.runs(state="cancelled")])
+
+
+@pytest.mark.real_time
+async def test_a_run_whose_end_cannot_be_read_ends_for_its_client_all_the_same(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(id: str) -> Any:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    async with serving(journal) as rig, serve_crucible(rig.dial()) as client:
+        monkeypatch.setattr(journal, "run", broken)
+        with trio.fail_after(10):
+            async with client.run(msgspec.to_builtins(ECHO)) as run:
+                with pytest.raises(GranvilleError, match="the daemon failed"):
+                    await run.finish()
+
+
+@pytest.mark.real_time
+async def test_a_run_that_is_left_before_it_is_accepted_is_cancelled(journal: Journal) -> None:
+    async with serving(journal) as rig, serve_crucible(rig.dial()) as client:
+        async with client.run(HANG, id="r-left"):
+            pass
+        assert journal.run("r-left").state == "cancelled"

@@ -50,11 +50,13 @@ class Connection(Conversation):
         """Runs whose messages come here: their ACK is out, and their end is not."""
         self._owned: set[str] = set()
         """Runs that are cancelled when this client goes."""
+        self._is_gone = False
 
     def is_due(self) -> bool:
         return bool(self._under_way)
 
     def abandon(self) -> None:
+        self._is_gone = True
         for scope in self._under_way:
             scope.cancel()
         for id in self._owned:
@@ -142,7 +144,10 @@ class Connection(Conversation):
                 self._desk.hold(run.id, None)
             else:
                 self._desk.hold(run.id, self)
-                self._owned.add(run.id)
+                if self._is_gone:  # while the run was begun
+                    await self._desk.let_go(run.id, self)
+                else:
+                    self._owned.add(run.id)
             if address is not None:
                 await self._deliveries.add(run.id, str(message.callback), stream=message.stream)
         if address is not None:
@@ -172,5 +177,8 @@ class Connection(Conversation):
                 self.push(await end_of(self._desk, id))
             except GranvilleError as error:  # of the run now, no longer of the operation
                 self.refuse(id, error)
+            except Exception:
+                log.exception("a run cannot be followed id=%s", id)
+                self.refuse(id, Internal("the daemon failed to tell of this run; ask for its events again"))
         if self._followed.get(id) is scope:
             del self._followed[id]
