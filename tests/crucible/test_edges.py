@@ -14,6 +14,7 @@ import trio
 import trio.testing
 
 from granville.crucible.client import serve_crucible
+from granville.crucible.daemon import deliveries as deliveries_module
 from granville.crucible.daemon.connection import Connection
 from granville.crucible.daemon.deliveries import Deliveries
 from granville.crucible.daemon.desk import Desk
@@ -210,3 +211,47 @@ async def test_a_run_that_is_left_before_it_is_accepted_is_cancelled(journal: Jo
         async with client.run(HANG, id="r-left"):
             pass
         assert journal.run("r-left").state == "cancelled"
+
+
+@pytest.mark.real_time
+async def test_a_disk_that_is_full_costs_no_more_than_the_note(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    replace = deliveries_module._replace
+
+    def full(path: Path, data: bytes) -> None:
+        if data == b"{}":
+            raise OSError(28, "No space left on device")
+        replace(path, data)
+
+    monkeypatch.setattr(deliveries_module, "_replace", full)
+    async with serving(journal) as rig:
+        run = await rig.desk.begin(msgspec.to_builtins(ECHO), None, {}, "r")
+        await rig.deliveries.add("r", str(tmp_path / "nobody"), stream=False)
+        await until(lambda: rig.desk.counters.undelivered == 1)
+        with trio.fail_after(10):
+            await rig.desk.all_told()
+            assert (await run.finish()).state == "finished"
+
+
+@pytest.mark.real_time
+async def test_a_callback_that_is_named_while_another_is_given_up_stays(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    note = Deliveries._note
+    async with serving(journal) as rig:
+        await rig.desk.begin(msgspec.to_builtins(ECHO), None, {}, "r")
+        await rig.deliveries.add("r", str(tmp_path / "nobody"), stream=False)
+
+        async def slowly(self: Deliveries) -> None:
+            if self._due.get("r") is not None:
+                await until(lambda: rig.desk.counters.undelivered > 0)
+                await trio.sleep(0.05)
+            await note(self)
+
+        monkeypatch.setattr(Deliveries, "_note", slowly)
+        await rig.deliveries.add("r", str(tmp_path / "else"), stream=False)
+        assert str(tmp_path / "else") in (journal.path.with_name("callbacks")).read_text()
+        await until(lambda: rig.desk.counters.undelivered == 2)
+        with trio.fail_after(10):
+            await rig.desk.all_told()

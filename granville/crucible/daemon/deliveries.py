@@ -66,22 +66,29 @@ class Deliveries:
         """Started by: `add`, or `load`. Ends when: the run's end is delivered, or given up. Cancelled by: a newer
         callback, and the daemon's end."""
         with scope, self._desk.telling():
-            await self._see_home(id, due)
+            is_over = True
+            try:
+                is_over = await self._send_all(id, due)
+            except GranvilleError as error:
+                log.warning("undelivered id=%s callback=%s problem=%s", id, due.callback, error.message)
+            except Exception:
+                log.exception("undelivered id=%s callback=%s", id, due.callback)
+            # A newer callback may have taken its place by now, and that one is still due.
+            if is_over and self._due.get(id) is due:
+                del self._due[id]
+                await self._note_if_possible()
+        if self._scopes.get(id) is scope:
+            del self._scopes[id]
 
-    async def _see_home(self, id: str, due: Due) -> None:
+    async def _note_if_possible(self) -> None:
+        """That less is due. If it cannot be written a daemon that comes back delivers once more."""
         try:
-            await self._send_all(id, due)
-        except GranvilleError as error:
-            log.warning("undelivered id=%s callback=%s problem=%s", id, due.callback, error.message)
-        except Exception:
-            log.exception("undelivered id=%s callback=%s", id, due.callback)
-        if self._desk.is_closing and not await self._has_ended(id):
-            return  # it goes on when the daemon is back, and so does this
-        del self._scopes[id]
-        del self._due[id]
-        await self._note()
+            await self._note()
+        except OSError as error:
+            log.warning("callbacks that are due not written file=%s error=%s", self._path, error)
 
-    async def _send_all(self, id: str, due: Due) -> None:
+    async def _send_all(self, id: str, due: Due) -> bool:
+        """Whether nothing is due any more: else it goes on when the daemon is back, with the run."""
         line = Line(self._senders, parse_callback(due.callback), id)
         try:
             reached = True
@@ -90,11 +97,12 @@ class Deliveries:
                     # What is not taken is not sent again; the end is tried all the same.
                     reached = reached and await line.send(encode(event_map(event)))
             if self._desk.is_closing and not await self._has_ended(id):
-                return
+                return False
             if await line.send(await end_of(self._desk, id)):
                 self._desk.counters.delivered += 1
             else:
                 self._desk.counters.undelivered += 1
+            return True
         finally:
             await line.hang_up()
 
