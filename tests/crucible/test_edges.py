@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -25,11 +26,12 @@ from granville.crucible.journal.writer import JournalFailed, Writer
 from granville.crucible.running.run import Run
 from granville.crucible.running.runner import open_runner
 from granville.crucible.tools.interface import Call, ToolFailed
-from granville.crucible.workflow.model import Step
+from granville.crucible.workflow.model import Input, Step
 from granville.doors.peer import Peer
 from granville.doors.senders import Senders
 from granville.doors.transport import HttpxTransport
 from granville.errors import GranvilleError
+from granville.testing.kernel import running_kernel
 from granville.wire.messages import encode
 from tests.crucible.rig import Place, Tools, at_once, runner, tool, workflow
 
@@ -255,3 +257,14 @@ async def test_a_callback_that_is_named_while_another_is_given_up_stays(
         await until(lambda: rig.desk.counters.undelivered == 2)
         with trio.fail_after(10):
             await rig.desk.all_told()
+
+
+@pytest.mark.parametrize("name", ["/dev/zero", "fifo", "nul\0", "."])
+async def test_what_is_no_sound_file_is_not_read(journal: Journal, tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    flow = workflow(Step(id="a", model_type="stt", input="{{ sound }}"), inputs={"sound": Input()})
+    async with running_kernel() as kernel, runner(journal, Place(kernel)) as running:
+        run = await running.start(flow, {"sound": name}, folder=tmp_path)
+        with trio.fail_after(60):
+            record = await run.finish()
+    assert (record.state, record.error_code) == ("failed", "bad_request")

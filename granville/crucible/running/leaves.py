@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -107,19 +109,29 @@ async def _with_sound(context: Context, asked: Ask) -> Ask:
     path = context.folder / asked.fields["audio_path"]
 
     def read() -> bytes | None:
-        size = path.stat().st_size
-        if size > SENT_AS_PATH_BYTES and not context.link.address.startswith("tcp://"):
-            return None
-        if size > MAX_SOUND_BYTES:
+        with open(path, "rb", opener=_open_at_once) as file:
+            about = os.fstat(file.fileno())
+            if not stat.S_ISREG(about.st_mode):
+                raise BadRequest(f"input: {path} is no regular file; expected the path of a sound file")
+            if about.st_size > SENT_AS_PATH_BYTES and not context.link.address.startswith("tcp://"):
+                return None
+            data: bytes = file.read(MAX_SOUND_BYTES + 1)
+        if len(data) > MAX_SOUND_BYTES:
+            size = max(about.st_size, len(data))
             raise BadRequest(f"input: {path} has {size} bytes, and {MAX_SOUND_BYTES} are the most over TCP")
-        data: bytes = path.read_bytes()
         return data
 
     try:
         sound: bytes | None = await context.hop(read)
-    except OSError as error:
-        raise BadRequest(f"input: {path}: {error.strerror or error}; expected the path of a sound file") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL, or half a character
+        reason = getattr(error, "strerror", None) or error
+        raise BadRequest(f"input: {path}: {reason}; expected the path of a sound file") from None
     fields = {name: value for name, value in asked.fields.items() if name != "audio_path"}
     if sound is None:
         return replace(asked, fields=fields | {"audio_path": str(path.absolute())})
     return replace(asked, fields=fields | {"audio": sound})
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """A FIFO would wait for its writer, and no run could be cancelled meanwhile."""
+    return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
