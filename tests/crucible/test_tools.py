@@ -276,6 +276,16 @@ async def test_files_are_written_whole(shelf: Path, tmp_path: Path) -> None:
     assert sorted(name for name in os.listdir(shelf) if name.startswith(".")) == [".hidden"]
 
 
+async def test_a_file_that_is_written_over_stays_as_private_as_it_was(shelf: Path) -> None:
+    private, long = shelf / "key", "é" * 127
+    private.write_text("old")
+    private.chmod(0o600)
+    for path in ("key", long):
+        await call("write_file", {"path": path, "text": "new"}, allow=(f"write_file:{shelf}",))
+    assert (read(private), private.stat().st_mode & 0o777) == ("new", 0o600)
+    assert read(shelf / long) == "new"
+
+
 async def test_a_command_runs_without_a_shell(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("API_KEY", "secret")
     allow = ("shell:echo", "shell:env", "shell:cat", "shell:sh")

@@ -75,12 +75,16 @@ def write_file(
     """Write a text file, in place of one that was there; folders on the way are made."""
     data = text.encode(errors="replace")
     with _failing("write_file", path), _parent("write_file", path, call, make=True) as (parent, name):
-        half_written = f".{name}.{secrets.token_hex(4)}"[-255:]
+        mode = _mode_of(name, parent)
+        half_written = f".{secrets.token_hex(8)}.new"
         opened = os.open(
-            half_written, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666, dir_fd=parent
-        )
+            half_written, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC,
+            0o666 if mode is None else 0o600, dir_fd=parent,
+        )  # fmt: skip
         try:
             with os.fdopen(opened, "wb") as file:
+                if mode is not None:
+                    os.fchmod(file.fileno(), mode)
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
@@ -91,6 +95,15 @@ def write_file(
             raise
         os.fsync(parent)
     return {"path": path, "bytes": len(data)}
+
+
+def _mode_of(name: str, parent: int) -> int | None:
+    """Who may read what is written over; None where nothing is."""
+    try:
+        about = os.stat(name, dir_fd=parent, follow_symlinks=False)
+    except FileNotFoundError:
+        return None
+    return stat.S_IMODE(about.st_mode) & 0o777 if stat.S_ISREG(about.st_mode) else None
 
 
 def folders(name: str, call: Call) -> list[Path]:
