@@ -124,3 +124,35 @@ async def test_what_never_ends_is_bounded(port: int, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(http, "TOTAL_S", 0.1)
     with pytest.raises(ToolFailed, match=r"not there after 0\.1 s"):
         await get(f"{at}/hangs", "127.0.0.1")
+
+
+async def test_a_host_is_allowed_with_its_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def resolve(host: str, to: int, **kwargs: Any) -> list[Any]:
+        await trio.lowlevel.checkpoint()
+        return [(2, 1, 6, "", ("127.0.0.1", to))]
+
+    monkeypatch.setattr(trio.socket, "getaddrinfo", resolve)
+    for url, host in (
+        ("http://a.example/", "a.example:80"),
+        ("https://a.example/", "a.example:443"),
+        ("https://a.example:443/", "a.example:443"),
+        ("http://[::2]:8080/", "[::2]:8080"),
+    ):
+        with pytest.raises(NotAllowed, match="an address of this machine"):  # so far it has come
+            await get(url, host)
+    for url, host in (("https://a.example/", "a.example:80"), ("http://[::2:8080]/", "[::2]:8080")):
+        with pytest.raises(NotAllowed, match="not one of the hosts"):
+            await get(url, host)
+
+
+@pytest.mark.parametrize(
+    ("address", "is_public"),
+    [
+        ("1.1.1.1", True), ("2606:4700::1111", True), ("64:ff9b::101:101", True), ("127.0.0.1", False),
+        ("169.254.169.254", False), ("100.64.0.1", False), ("224.0.0.1", False), ("::1", False),
+        ("::ffff:10.0.0.1", False), ("64:ff9b::a00:1", False), ("2002:7f00:1::", False), ("::127.0.0.1", False),
+        ("fec0::1", False), ("fe80::1%eth0", False), ("ff02::1", False),
+    ],
+)  # fmt: skip
+def test_addresses_of_this_machine_or_its_network(address: str, is_public: bool) -> None:
+    assert http.is_public(address) is is_public

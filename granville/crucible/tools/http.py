@@ -18,6 +18,8 @@ QUIET_S = 15.0
 """For a connection, and between two pieces of an answer."""
 MAX_REDIRECTS = 5
 MAX_BODY_BYTES = MAX_TOOL_OUTPUT_BYTES - 4096
+WITH_IPV4 = (ipaddress.IPv6Network("64:ff9b::/96"), ipaddress.IPv6Network("::/96"))
+"""An IPv4 address in its last 32 bits: for a translator of the network's (RFC 6052), and the old way (RFC 4291)."""
 HEADERS = {"user-agent": "granville-crucible", "accept-encoding": "identity"}
 
 
@@ -80,18 +82,20 @@ class _Pinned(httpx.AsyncBaseTransport):
     next time gains nothing."""
 
     def __init__(self, grants: tuple[str, ...]) -> None:
-        self._grants = {grant.lower().strip("[]") for grant in grants}
+        self._grants = {_bare(grant.lower()) for grant in grants}
         self._inner = httpx.AsyncHTTPTransport(trust_env=False)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        host = request.url.host.lower().strip("[]")
-        port = request.url.port
+        host = _bare(request.url.host.lower())
         if request.url.scheme not in ("http", "https"):
             raise ToolFailed(f"http_get: {request.url}: expected http:// or https://")
-        if not {host, f"{host}:{port}"} & self._grants:
+        # A URL does not say a port that is the scheme's own.
+        port = request.url.port or (443 if request.url.scheme == "https" else 80)
+        with_port = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        if not {host, with_port} & self._grants:
             hosts = ", ".join(sorted(self._grants))
             raise NotAllowed(f"http_get: {host}: not one of the hosts that were allowed ({hosts})")
-        address = await self._address(host, port or (443 if request.url.scheme == "https" else 80))
+        address = await self._address(host, port)
         return await self._inner.handle_async_request(
             httpx.Request(
                 request.method,
@@ -113,9 +117,27 @@ class _Pinned(httpx.AsyncBaseTransport):
         for address in addresses:
             # An address, or this machine's own name, has been granted as what it is.
             said = address == host or host == "localhost" or address in self._grants
-            if said or ipaddress.ip_address(address.partition("%")[0]).is_global:
+            if said or is_public(address):
                 return address
         raise NotAllowed(
             f"http_get: {host} is {addresses[0]}, an address of this machine or its network; it can be allowed by that "
             f"address: --allow http_get:{addresses[0]}"
         )
+
+
+def is_public(address: str) -> bool:
+    """Of the internet, and not of this machine or its network. What is translated to an IPv4 address is that one."""
+    found = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(found, ipaddress.IPv6Address):
+        inner = found.ipv4_mapped or found.sixtofour
+        if inner is None and any(found in network for network in WITH_IPV4):
+            inner = ipaddress.IPv4Address(int(found) & 0xFFFFFFFF)
+        if inner is not None:
+            return is_public(str(inner))
+        if found.is_site_local:
+            return False
+    return found.is_global and not found.is_multicast
+
+
+def _bare(host: str) -> str:
+    return host[1:-1] if host.startswith("[") and host.endswith("]") else host
