@@ -286,6 +286,23 @@ async def test_a_file_that_is_written_over_stays_as_private_as_it_was(shelf: Pat
     assert read(shelf / long) == "new"
 
 
+async def test_a_name_that_is_not_utf8_or_is_gone_hides_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in (b"\xff.md", b"b.md", b"gone.md"):
+        os.close(os.open(os.fsencode(tmp_path) + b"/" + name, os.O_CREAT | os.O_WRONLY))
+    look = os.stat
+
+    def late(path: Any, *args: Any, **more: Any) -> os.stat_result:
+        if path == "gone.md":
+            (tmp_path / path).unlink()
+        return look(path, *args, **more)
+
+    monkeypatch.setattr(os, "stat", late)
+    listed = await call("list_files", {}, allow=(f"list_files:{tmp_path}",))
+    assert [one["path"] for one in listed] == ["b.md", "\ufffd.md"]
+
+
 async def test_a_command_runs_without_a_shell(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("API_KEY", "secret")
     allow = ("shell:echo", "shell:env", "shell:cat", "shell:sh")

@@ -160,10 +160,18 @@ def _files_below(top: int) -> list[tuple[str, int]]:
             looked_at += 1
             if looked_at > MAX_LOOKED_AT or len(found) >= MAX_LISTED:
                 raise ToolFailed(f"list_files: over {MAX_LISTED} files; name a folder further down")
-            about = os.stat(one, dir_fd=opened, follow_symlinks=False)
+            try:
+                about = os.stat(one, dir_fd=opened, follow_symlinks=False)
+            except FileNotFoundError:  # removed since the folder was read
+                continue
             if stat.S_ISREG(about.st_mode) and not one.startswith("."):
-                found.append((os.path.normpath(f"{folder}/{one}"), about.st_size))
+                found.append((_in_utf8(os.path.normpath(f"{folder}/{one}")), about.st_size))
     return found
+
+
+def _in_utf8(path: str) -> str:
+    """A name in another encoding, as near as UTF-8 comes: one such file does not hide all the others."""
+    return os.fsencode(path).decode(errors="replace")
 
 
 @contextmanager
