@@ -98,8 +98,10 @@ class Held:
 
 
 async def test_a_run_that_has_come_and_gone_between_is_the_same_run(journal: Journal) -> None:
-    hop = Held("take")
-    async with open_runner(journal=journal, toolbox_for=Tools(*TOOLS).open, hop=hop, dial=Place(None).dial) as running:
+    """By another process, for all that this one knows."""
+    hop, tools = Held("take"), Tools(*TOOLS)
+    one = open_runner(journal=journal, toolbox_for=tools.open, hop=hop, dial=Place(None).dial)
+    async with one as running:
         late: list[Run] = []
 
         async def start() -> None:
@@ -109,7 +111,9 @@ async def test_a_run_that_has_come_and_gone_between_is_the_same_run(journal: Jou
             nursery.start_soon(start)
             await hop.reached.wait()
             bystander = await running.start(workflow(Step(id="a", tool="hang")), {})
-            await (await running.start(ECHO, {}, run_id="twice")).finish()
+            with Journal.open(journal.path) as theirs:
+                async with runner(theirs, Place(None), tools=tools) as other:
+                    await (await other.start(ECHO, {}, run_id="twice")).finish()
             hop.go_on.set()
         assert (await late[0].finish()).outputs == {"a": 1}
         assert not bystander.is_done
@@ -268,3 +272,17 @@ async def test_what_is_no_sound_file_is_not_read(journal: Journal, tmp_path: Pat
         with trio.fail_after(60):
             record = await run.finish()
     assert (record.state, record.error_code) == ("failed", "bad_request")
+
+
+async def test_the_same_run_asked_for_twice_at_once_is_one_run(journal: Journal) -> None:
+    async with runner(journal, Place(None), tools=Tools(*TOOLS)) as running:
+        runs: list[Run] = []
+
+        async def start() -> None:
+            runs.append(await running.start(ECHO, {}, run_id="twice"))
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(start)
+        assert {(await run.finish()).state for run in runs} == {"finished"}
+    assert len(journal.runs()) == 1

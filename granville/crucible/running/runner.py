@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mappi
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import msgspec
 import trio
@@ -60,6 +61,8 @@ class Runner:
         self._clock = clock
         self._hop = hop
         self._tasks: dict[str, RunTask] = {}
+        self._turns: WeakValueDictionary[str, trio.Lock] = WeakValueDictionary()
+        """Of those who want to begin the run of an id."""
         self._coming = 0
         """Runs that are accepted and not in `_tasks` yet."""
 
@@ -74,11 +77,15 @@ class Runner:
         _check_inlined(workflow.steps)
         plan, packed_inputs = msgspec.msgpack.encode(workflow), packed(given, "inputs")
         digest = hashlib.sha256(b"%d:%b%b" % (len(plan), plan, packed_inputs)).digest()
-        if run_id is not None:
-            known = await self._known(checked_run_id(run_id), digest)
-            if known is not None:
-                return known
-        run_id = run_id or new_run_id()
+        run_id = new_run_id() if run_id is None else checked_run_id(run_id)
+        async with self._turns.setdefault(run_id, trio.Lock()):  # asked for twice at once, it is begun once
+            known = await self._known(run_id, digest)
+            return known or await self._begin(workflow, given, plan, packed_inputs, digest, run_id, folder, allow)
+
+    async def _begin(
+        self, workflow: Workflow, given: dict[str, Any], plan: bytes, packed_inputs: bytes, digest: bytes, run_id: str,
+        folder: Path | None, allow: Collection[str],
+    ) -> Run:  # fmt: skip
         with self._room():
             lock = await self._hop(self.journal.locks.take, run_id)
             try:
