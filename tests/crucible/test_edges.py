@@ -20,6 +20,7 @@ from granville.crucible.daemon.connection import Connection
 from granville.crucible.daemon.deliveries import Deliveries
 from granville.crucible.daemon.desk import Desk
 from granville.crucible.daemon.settings import CrucibleConfig
+from granville.crucible.journal.records import UnknownRun
 from granville.crucible.journal.runs import Journal
 from granville.crucible.journal.statements import set_run
 from granville.crucible.journal.writer import JournalFailed, Writer
@@ -286,3 +287,23 @@ async def test_the_same_run_asked_for_twice_at_once_is_one_run(journal: Journal)
                 nursery.start_soon(start)
         assert {(await run.finish()).state for run in runs} == {"finished"}
     assert len(journal.runs()) == 1
+
+
+async def test_a_run_that_is_forgotten_while_it_is_taken_up_costs_no_other(journal: Journal) -> None:
+    hop, tools = Held("nothing"), Tools(*TOOLS)
+    async with open_runner(journal=journal, toolbox_for=tools.open, hop=hop, dial=Place(None).dial) as running:
+        await (await running.start(ECHO, {}, run_id="r")).finish()
+        await trio.testing.wait_all_tasks_blocked()
+        journal.apply([("UPDATE run SET state = 'failed'", ()), ("DELETE FROM step", ())])
+        hop.name = "steps"
+        async with trio.open_nursery() as nursery:
+
+            async def resume() -> None:
+                with pytest.raises(UnknownRun):
+                    await running.resume("r")
+
+            nursery.start_soon(resume)
+            await hop.reached.wait()
+            journal.prune(1e12, keep_runs=0)
+            hop.go_on.set()
+        assert (await (await running.start(ECHO, {})).finish()).state == "finished"

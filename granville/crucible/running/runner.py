@@ -209,6 +209,8 @@ class Runner:
             record, state="running", error=None, error_code=None, step=None, ended_at=None, pid=os.getpid()
         )
         await self._writer.commit(set_run(run_id, "running", self._clock()))
+        # What runs is not forgotten, but it may have been just before: its steps would then fail the whole commit.
+        await self._hop(self.journal.run, run_id)
         return self._execute(record, workflow, progress, lock, feed_steps=steps)
 
     def _execute(
