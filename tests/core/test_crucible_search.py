@@ -158,6 +158,11 @@ def test_vectors_and_words_together(store: Store) -> None:
     assert store.counts() == (1, 1, 1)
 
 
+def test_in_an_empty_index_nothing_is_found(tmp_path: Path) -> None:
+    empty = Store(tmp_path / "empty.db", write=True)
+    assert sources(empty, "cat") == sources(empty, "cat", [1.0, 0.0]) == []
+
+
 def test_vectors_of_another_model_are_refused(store: Store) -> None:
     with pytest.raises(BadIndex, match="words only"):
         store.by_vector([1.0], 1)

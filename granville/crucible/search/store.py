@@ -198,7 +198,10 @@ class Store:
             return [id for (id,) in rows]
 
     def by_vector(self, vector: Sequence[float], most: int) -> list[int]:
-        """Passages, the nearest first (cosine)."""
+        """Passages, the nearest first (cosine); none in an index that has none, whatever the vector is."""
+        with self._failing():
+            if not self._value("SELECT EXISTS (SELECT 1 FROM chunks)"):
+                return []
         self.check_model(None, len(vector))
         packed = needed("sqlite_vec", "indexes").serialize_float32(list(vector))
         with self._failing():
