@@ -388,6 +388,16 @@ async def test_nobody_follows_and_nothing_is_streamed(journal: Journal) -> None:
     assert not place.requests[0].stream
 
 
+async def test_whoever_follows_the_states_alone_has_nothing_streamed(journal: Journal) -> None:
+    async with running_kernel(decode_s=1) as kernel:
+        place = Place(kernel)
+        async with runner(journal, place) as running:
+            run = await running.start(workflow(says("a", "one two"), says("b", "{{ a }}")), {})
+            states = [event async for event in run.events(deltas=False)]
+    assert [request.stream for request in place.requests] == [False, False]
+    assert [event.step for event in states if isinstance(event, StepEvent)] == ["a", "a", "b", "b"]
+
+
 async def test_the_same_start_is_the_same_run_and_another_one_is_refused(journal: Journal) -> None:
     flow = workflow(says("a", "{{ x }}"), inputs={"x": Input()})
     async with running_kernel(decode_s=1) as kernel:

@@ -38,7 +38,7 @@ async def run_here(
         ) as runner:  # fmt: skip
             run = await begin(runner)
             with Progress(quiet=quiet) as progress:
-                await progress.follow(run.events())
+                await progress.follow(run.events(deltas=progress.shows_texts))
     return None if run is None else run.record
 
 

@@ -40,6 +40,11 @@ class Progress:
             self._live.start()
         return self
 
+    @property
+    def shows_texts(self) -> bool:
+        """While they are written: on a terminal alone."""
+        return self._live is not None
+
     def __exit__(self, *_: object) -> None:
         if self._live is not None:
             self._live.update(self._picture(ended=True), refresh=True)

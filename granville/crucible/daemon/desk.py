@@ -6,7 +6,7 @@ import logging
 import os
 import sqlite3
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -205,10 +205,11 @@ class Desk:
         UnknownRun."""
         number = 0
         run = await self._runner.follow(id)
-        async for event in run.events():
-            number += not isinstance(event, DeltaEvent)
-            if number > after and (deltas or not isinstance(event, DeltaEvent)):
-                yield number, event
+        async with aclosing(run.events(deltas=deltas)) as events:
+            async for event in events:
+                number += not isinstance(event, DeltaEvent)
+                if number > after:
+                    yield number, event
 
     async def check_followable(self, id: str) -> None:
         """Raises UnknownRun, and Conflict for a run that goes on in another process, which alone can tell of it."""

@@ -7,7 +7,7 @@ Deltas are kept for a moment: a reader that is behind misses them.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 import trio
 
@@ -26,7 +26,7 @@ class Feed:
         self._is_over = False
         self._news = trio.Event()
         self.readers = 0
-        """Who follow now: without any, nothing needs to be streamed."""
+        """Who want deltas now: without any, nothing needs to be streamed."""
 
     def tell(self, event: Event) -> None:
         self._number += 1
@@ -44,14 +44,15 @@ class Feed:
         self._is_over = True
         self._wake()
 
-    async def events(self) -> AsyncIterator[Event]:
+    async def events(self, *, deltas: bool = True) -> AsyncGenerator[Event, None]:
+        """Without `deltas` the states alone, for which no model has to stream."""
         seen = 0
-        self.readers += 1
+        self.readers += deltas
         try:
             while True:
                 await trio.lowlevel.checkpoint()
                 news = self._news
-                waiting = self._after(seen)
+                waiting = self._after(seen, deltas)
                 for number, event in waiting:
                     seen = number
                     yield event
@@ -60,12 +61,12 @@ class Feed:
                         return
                     await news.wait()
         finally:
-            self.readers -= 1
+            self.readers -= deltas
 
-    def _after(self, seen: int) -> list[tuple[int, Event]]:
+    def _after(self, seen: int, deltas: bool) -> list[tuple[int, Event]]:
         states = _newer(self._states, seen)
-        deltas = [one for one in self._deltas if one[0] > seen]
-        return sorted([*states, *deltas], key=lambda one: one[0]) if deltas else states
+        news = [one for one in self._deltas if one[0] > seen] if deltas else []
+        return sorted([*states, *news], key=lambda one: one[0]) if news else states
 
     def _wake(self) -> None:
         self._news.set()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,9 +54,10 @@ class Run:
         """Nobody executes it any more."""
         return self._done.is_set()
 
-    def events(self) -> AsyncIterator[Event]:
-        """All that it has told so far, then what it tells; ends with the run's end. Any number may follow."""
-        return self._feed.events()
+    def events(self, *, deltas: bool = True) -> AsyncGenerator[Event, None]:
+        """All that it has told so far, then what it tells; ends with the run's end. Any number may follow. Its models
+        stream as long as one of them wants `deltas`."""
+        return self._feed.events(deltas=deltas)
 
     async def finish(self) -> RunRecord:
         """Wait until nobody executes it any more: it has ended, or is interrupted."""
