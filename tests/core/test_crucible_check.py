@@ -150,6 +150,25 @@ STEPS = [
     ("{id: a, tool: t, for_each: ¦question}", "it goes through a list, and `question` is a text; `question | split`"),
     ("{id: a, tool: t, for_each: {items: ¦sound}}", "it goes through a list, and `sound` is audio"),
     ("{id: a, tool: t, for_each: ¦3}", "it goes through a list, and this is a whole number"),
+    ("{id: a, tool: t, for_each: {items: things, name: ¦steps}}", "expressions have the name `steps` already"),
+    ("{id: a, tool: t, for_each: {items: things, name: ¦index}}", "expressions have the name `index` already"),
+    (
+        "{id: a, tool: t, for_each: {items: things, name: ¦pair}, with: {x: '{{ pair }}'}}",
+        "inside of this loop `pair` is the loop's own and hides `inputs.pair`; choose another name for one of them",
+    ),
+    (
+        "{id: b, tool: t, output: index}\n- {id: g, for_each: ¦things, steps: [{id: a, tool: t, should_run: index}]}",
+        "`index` is the loop's own and hides `steps.b.output`",
+    ),
+    ("{id: round, tool: t}\n- {id: a, tool: t, repeat: ¦{until: round > 1, max: 2}}", "hides `steps.round.output`"),
+    (
+        "{id: a, tool: t, output: ¦round, repeat: {until: true, max: 2}}",
+        "`round` is what the loop of `a` calls its own",
+    ),
+    (
+        "{id: a, for_each: things, steps: [{id: b, steps: [{id: ¦item, tool: t}]}]}",
+        "`item` is what the loop of `a` calls its own; choose another",
+    ),
     ('{id: a, tool: t, with: {x: "{{ ¦question.foo }}"}}', "`question` is a text: there is no `foo` in it"),
     ('{id: a, tool: t, with: {x: "{{ ¦things.foo }}"}}', "`things` is a list: `things[0].foo`"),
     ("¦{id: a}", "step a: what does it do? Give it one of `model_type`, `tool`, `workflow` or `steps`"),
@@ -338,6 +357,8 @@ RIGHT = [
     "json_schema: {maximum: '{{ run.id | length }}'}}\n"
     "- {id: b, workflow: {name: s, inputs: {y: {}, z: {default: 1}}, "
     "steps: [{id: a, tool: t, with: {x: '{{ y }}'}}]}, with: {y: '{{ a }}'}}\n",
+    "inputs: {rows: {type: list}}\nsteps:\n- id: a\n  for_each: rows\n  steps:\n  - {id: b, tool: t, for_each: item}\n"
+    "- {id: index, tool: t, output: item}\n- {id: c, tool: t, for_each: item, with: {x: '{{ steps.index.output }}'}}\n",
     "steps:\n- {id: again, tool: t, repeat: {until: again.ok, max: 2}}\n",
     "servers: {files: {command: [x]}}\nsteps:\n- {id: a, tool: files.read}\n"
     "- {id: b, model_type: inference, input: '{{ a }}', tools: [files.read]}\n",

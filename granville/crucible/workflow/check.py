@@ -13,9 +13,9 @@ from granville.crucible.workflow.fields import field_problems
 from granville.crucible.workflow.fitting import is_called, unfit
 from granville.crucible.workflow.graph import dependencies
 from granville.crucible.workflow.kinds import ANYTHING, Known, in_words
-from granville.crucible.workflow.model import MAX_GROUP_DEPTH, MAX_LISTED_STEPS, Step, Workflow
+from granville.crucible.workflow.model import MAX_GROUP_DEPTH, MAX_LISTED_STEPS, ForEach, Step, Workflow
 from granville.crucible.workflow.problems import Path, Problem
-from granville.crucible.workflow.reads import Read, loop_names, own_reads
+from granville.crucible.workflow.reads import Read, loop_names, names_inside, own_reads
 from granville.crucible.workflow.scope import RESERVED, Scope
 from granville.crucible.workflow.source import Source
 from granville.crucible.workflow.suggest import did_you_mean
@@ -156,8 +156,10 @@ class _Check:
 
     def _group(self, step: Step, scope: Scope, path: Path, depth: int) -> Scope:
         """What the inside of a step sees at its end; for a step that is no group, what it sees itself."""
+        self._hidden(step, scope, path)
         inner = scope.within()
         inner.names |= dict.fromkeys(loop_names(step), ANYTHING)
+        inner.loops = {**scope.loops, **dict.fromkeys(loop_names(step), step.id)}
         inner.repeats = step.repeat is not None
         if step.repeat is not None:
             inner.names |= dict.fromkeys(step.repeat.start, ANYTHING)
@@ -173,6 +175,28 @@ class _Check:
             # A step that repeats itself sees in `until` what it has put out.
             inner.names[step.name] = ANYTHING
         return inner
+
+    def _hidden(self, step: Step, scope: Scope, path: Path) -> None:
+        """Where a name means the loop's own, and may have been meant as another's; and the other way round."""
+        own = loop_names(step)
+        item = step.for_each.name if isinstance(step.for_each, ForEach) else None
+        if item is not None and (item in RESERVED or item in loop_names(step, but_item=True)):
+            self._tell((*path, "for_each", "name"), f"expressions have the name `{item}` already; choose another")
+        for name in sorted((own & names_inside(step) & scope.names.keys()) - scope.loops.keys()):
+            place = ("for_each", "name") if name == item else ("repeat",) if name == "round" else ("for_each",)
+            ids = [one.id for one in scope.ended.values() if one.name == name]
+            other = f"steps.{ids[-1]}.output" if ids else f"inputs.{name}"
+            self._tell(
+                (*path, *place),
+                f"inside of this loop `{name}` is the loop's own and hides `{other}`; choose another name for one of "
+                "them",
+            )
+        if step.name in scope.loops or (step.repeat is not None and step.name in own):
+            loop = scope.loops.get(step.name, step.id)
+            self._tell(
+                (*path, "id" if step.output is None else "output"),
+                f"`{step.name}` is what the loop of `{loop}` calls its own; choose another",
+            )
 
     def _reads(self, step: Step, scope: Scope, inner: Scope, path: Path) -> None:
         own = scope.within()

@@ -31,11 +31,13 @@ class Read:
         return {path for path in paths(self.value, form=self.form) if path[0] not in self.adds}
 
 
-def loop_names(step: Step) -> frozenset[str]:
-    """What `for_each` and `repeat` call their own inside."""
+def loop_names(step: Step, *, but_item: bool = False) -> frozenset[str]:
+    """What `for_each` and `repeat` call their own inside; with `but_item` without what the item is called."""
     names: set[str] = set()
     if step.for_each is not None:
-        names |= {step.for_each.name if isinstance(step.for_each, ForEach) else "item", "index"}
+        names |= {"index"}
+        if not but_item:
+            names |= {step.for_each.name if isinstance(step.for_each, ForEach) else "item"}
     if step.repeat is not None:
         names |= {"round"}
     return frozenset(names)
@@ -62,6 +64,15 @@ def own_reads(step: Step) -> Iterator[Read]:
         yield Read(("repeat", "start"), step.repeat.start, "template", items)
     if step.result is not None:
         yield Read(("result",), step.result, "expression", inner | {"value"}, inside=True)
+
+
+def names_inside(step: Step) -> set[str]:
+    """What is read where the names of its own loop are there; none for a step with a template that is none."""
+    try:
+        own = [path for read in own_reads(step) if read.adds for path in paths(read.value, form=read.form)]
+        return {path[0] for path in own} | {path[0] for one in step.steps or () for path in all_paths(one)}
+    except TemplateError:
+        return set()
 
 
 def all_paths(step: Step) -> set[tuple[str, ...]]:

@@ -41,10 +41,15 @@ class Scope:
     """Names that are put out in groups, with the group."""
     repeats: bool = False
     """It is the body of a `repeat`."""
+    loops: Mapping[str, str] = field(default_factory=dict)
+    """What the loops around it call their own, with the id of the step whose loop it is."""
 
     def within(self) -> Scope:
         """For the steps of a group that stands here."""
-        return Scope(self.inputs, dict(self.names), dict(self.ended), everywhere=self.everywhere, inner=self.inner)
+        return Scope(
+            self.inputs, dict(self.names), dict(self.ended), everywhere=self.everywhere, inner=self.inner,
+            loops=dict(self.loops),
+        )  # fmt: skip
 
     def known(self, path: tuple[str, ...]) -> Known:
         """What a path gives, `anything` for all that is not certain."""
