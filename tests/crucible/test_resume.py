@@ -276,6 +276,29 @@ async def test_a_runs_time_goes_on_while_nobody_runs_it(tmp_path: Path) -> None:
     assert (record.state, record.error_code) == ("failed", "deadline_exceeded")
 
 
+@pytest.mark.parametrize("of", ["workflow", "step", "group"])
+async def test_so_does_the_time_of_a_workflow_in_it_and_of_a_group(tmp_path: Path, of: str) -> None:
+    slow = says("a", "x " * 50)
+    inner = Workflow(name="inner", steps=(slow,), timeout_s=60 if of == "workflow" else None)
+    step = Step(id="sub", workflow=inner, timeout_s=60 if of == "step" else None)
+    if of == "group":
+        step = Step(id="sub", steps=(slow,), timeout_s=60)
+    with Journal.open(tmp_path / "runs.db") as journal:
+        async with running_kernel(decode_s=1) as kernel:
+            async with runner(journal, Place(kernel)) as running:
+                await running.start(workflow(step), {}, run_id=RUN)
+                await trio.sleep(20)
+            await trio.sleep(30)
+            began = trio.current_time()
+            async with runner(journal, Place(kernel)) as running:
+                record = await (await running.resume(RUN)).finish()
+                assert (record.state, record.error_code) == ("failed", "deadline_exceeded")
+                assert trio.current_time() - began == pytest.approx(10, abs=1)
+                # It has failed: resumed by hand it is another attempt, which has all of its time.
+                record = await (await running.resume(RUN)).finish()
+    assert record.state == "finished"
+
+
 async def test_a_runner_that_ends_leaves_its_runs_and_a_daemon_takes_up_its_own(tmp_path: Path) -> None:
     flow = workflow(says("a", "x y z"), says("b", "{{ a }}"))
     with Journal.open(tmp_path / "runs.db") as journal:

@@ -11,7 +11,7 @@ import trio
 
 from granville.crucible.journal.records import StepRecord, plain
 from granville.crucible.journal.writer import JournalFailed
-from granville.crucible.running.context import Context, Entry, Outcome
+from granville.crucible.running.context import ATTEMPT_AT, Context, Entry, Outcome
 from granville.crucible.running.failures import BudgetExceeded, Interrupted, StepFailed, may_be_mended
 from granville.crucible.running.plan import Ended
 from granville.crucible.workflow.model import Instead, Retry, Step
@@ -37,6 +37,7 @@ async def kept(
     begun = context.progress.begun(entry.key)
     if begun is not None and begun.state == "running":  # cut off by a crash: the same attempt once more
         entry.attempts, entry.usage = begun.attempts - 1, begun.usage
+        entry.attempt_at = begun.more.get(ATTEMPT_AT, 0.0)
     try:
         try:
             outcome = await _attempts(context, entry, body, retry or NO_RETRY, timeout_s)
@@ -60,7 +61,7 @@ async def kept(
 
 async def _attempts(context: Context, entry: Entry, body: Body, retry: Retry, timeout_s: float | None) -> Outcome:
     if retry.attempts == 1:
-        return await _attempt(entry, body, timeout_s)
+        return await _attempt(context, entry, body, timeout_s)
 
     def pause(state: tenacity.RetryCallState) -> float:
         return min(base(state) * random.uniform(0.75, 1.25), retry.max_backoff_s)
@@ -79,12 +80,13 @@ async def _attempts(context: Context, entry: Entry, body: Body, retry: Retry, ti
         before_sleep=say,
         reraise=True,
     )
-    return await trying(_attempt, entry, body, timeout_s)
+    return await trying(_attempt, context, entry, body, timeout_s)
 
 
-async def _attempt(entry: Entry, body: Body, timeout_s: float | None) -> Outcome:
+async def _attempt(context: Context, entry: Entry, body: Body, timeout_s: float | None) -> Outcome:
     entry.attempts += 1
-    with trio.move_on_after(float("inf") if timeout_s is None else timeout_s):
+    entry.attempt_at = entry.attempt_at or context.clock()
+    with trio.CancelScope(deadline=context.deadline(entry, timeout_s)):
         try:
             outcome = await body(entry)
             outcome.value, _ = plain(outcome.value, "the value")
@@ -92,7 +94,10 @@ async def _attempt(entry: Entry, body: Body, timeout_s: float | None) -> Outcome
             raise
         except GranvilleError as error:
             raise StepFailed(entry.key, error) from error
-        return outcome
+        else:
+            return outcome
+        finally:
+            entry.attempt_at = 0.0  # the next attempt has its own
     raise StepFailed(entry.key, DeadlineExceeded(f"its {timeout_s:g} s (timeout_s) are over"))
 
 

@@ -31,6 +31,10 @@ KEPT_INPUT_CHARS = 64 << 10
 """Of what a step was given, in the journal; the values that it was made of are there whole."""
 MAX_RUN_BYTES = 2 << 30
 """Of all values that one run puts out: they are in memory too."""
+HOLDS = ("group", "workflow")
+"""Kinds of step that hold others. Cut off by a crash they go on where they were, and so does their time."""
+ATTEMPT_AT = "attempt_at"
+"""In the `more` of their records while they run."""
 MAX_CALLS_AT_ONCE = 64
 """Of tools, by one run: lists in lists multiply."""
 
@@ -60,6 +64,9 @@ class Entry:
     key: str
     kind: StepKind
     started_at: float
+    """Seconds since 1970."""
+    attempt_at: float = 0.0
+    """When the attempt began that is made now; for steps that hold others it may have been in an earlier life."""
     attempts: int = 0
     inputs: Any = None
     usage: dict[str, int] | None = None
@@ -104,12 +111,19 @@ class Context:
         """Turns of a session are taken one by one, in the order in which they come."""
         return self._sessions.setdefault(session, trio.Lock())
 
+    def deadline(self, entry: Entry, timeout_s: float | None) -> float:
+        """In Trio's time, of a step whose attempt began when its entry says; never for no timeout."""
+        if timeout_s is None:
+            return float("inf")
+        return trio.current_time() + timeout_s - (self.clock() - entry.attempt_at)
+
     async def begin(self, entry: Entry, inputs: Any = None, *, once: bool = False) -> None:
         """An attempt starts. It need not be on the disk before it does, unless it may not be made twice."""
         entry.inputs = shortened(inputs, KEPT_INPUT_CHARS)
         entry.once = once
         self.running.add(entry.key)
-        row = put_step(self.run_id, self._record(entry, "running"))
+        more = {ATTEMPT_AT: entry.attempt_at} if entry.kind in HOLDS else {}
+        row = put_step(self.run_id, self._record(entry, "running", more=more))
         if once:
             await self.writer.commit(row)
         else:

@@ -164,7 +164,7 @@ class Executor:
                 prefix=prefix,
                 priority=workflow.priority or step.priority or self._level.priority,
             )
-            with trio.move_on_after(workflow.timeout_s or float("inf")):
+            with trio.CancelScope(deadline=self._context.deadline(entry, workflow.timeout_s)):
                 value: Any = await Executor(self._context, level).run(inputs)
                 if step.result is not None:
                     value = evaluate(step.result, {**scope, "value": value})
