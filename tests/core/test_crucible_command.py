@@ -68,6 +68,25 @@ def test_without_a_terminal_each_end_is_a_line(capsys: pytest.CaptureFixture[str
     assert capsys.readouterr() == ("", "a  failed  1.0 s  went wrong[31m, again in 0.5 s\na  skipped\n")
 
 
+def test_a_step_that_waits_says_why_and_is_timed_from_its_start(capsys: pytest.CaptureFixture[str]) -> None:
+    board = Board()
+    board.take(step("a", at=10.0))
+    board.take(DeltaEvent(run_id="r", step="a", delta="half of it"))
+    board.take(step("a", at=12.0, waits="no daemon"))
+    row = board.rows["a"]
+    assert (row.waits, row.tail, row.tokens, row.seconds(15.0)) == ("no daemon", "", 0, 5.0)
+    board.take(step("a", at=14.0))
+    assert (board.rows["a"].waits, board.rows["a"].seconds(15.0)) == (None, 5.0)
+    with Progress() as progress:
+        progress.take(step("a"))
+        progress.take(step("a", waits="no daemon"))
+        progress.take(step("a"))
+    said = capsys.readouterr().err
+    assert said.startswith("a  running  ")
+    assert said.endswith("  waits: no daemon\n")
+    assert said.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("start", "stop", "shown"), [(0, 10, (0, 24, 0)), (0, 0, (0, 1, 23)), (10, 10, (23, 1, 0)), (5, 10, (12, 12, 0))]
 )

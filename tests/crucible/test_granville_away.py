@@ -10,6 +10,7 @@ import pytest
 import trio
 
 from granville.crucible.journal.runs import Journal
+from granville.crucible.running.events import StepEvent
 from granville.crucible.running.keys import request_id
 from granville.crucible.workflow.model import ForEach, Retry, Step
 from granville.testing.kernel import running_kernel
@@ -33,6 +34,20 @@ async def test_a_run_may_start_before_granville_does(journal: Journal) -> None:
             record = await run.finish()
     assert record.outputs == {"a": "hello!"}
     assert journal.steps(run.id)[0].attempts == 1
+
+
+async def test_a_step_that_waits_says_so_once_and_when_it_goes_on(journal: Journal) -> None:
+    place = Place(None)
+    async with runner(journal, place) as running:
+        run = await running.start(workflow(says("a", "hello!")), {})
+        await trio.sleep(30)
+        async with running_kernel() as kernel:
+            place.put(kernel)
+            await run.finish()
+    told = [(event.state, event.waits) async for event in run.events() if isinstance(event, StepEvent)]
+    assert told == [
+        ("running", None), ("running", "no daemon is listening here"), ("running", None), ("finished", None),
+    ]  # fmt: skip
 
 
 async def test_one_that_stays_away_is_given_up_and_said_why(journal: Journal) -> None:

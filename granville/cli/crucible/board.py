@@ -25,6 +25,8 @@ class Row:
     """Written; while it runs, as many as there were deltas."""
     error: str | None = None
     retry_in_s: float | None = None
+    waits: str | None = None
+    """Why it cannot go on yet."""
     tail: str = ""
     """The end of what it has written so far."""
     hidden: int = 0
@@ -58,9 +60,11 @@ class Board:
     def _step(self, event: StepEvent) -> None:
         row = self.rows.get(event.step)
         if row is None or event.state == "running":
-            row = self.rows[event.step] = Row(event.step, event.kind, event.at, attempt=event.attempt)
+            same = row is not None and row.state == "running" and row.attempt == event.attempt
+            since = row.started_at if row is not None and same else event.at
+            row = self.rows[event.step] = Row(event.step, event.kind, since, attempt=event.attempt)
         row.state, row.attempt = event.state, event.attempt
-        row.error, row.retry_in_s = event.error, event.retry_in_s
+        row.error, row.retry_in_s, row.waits = event.error, event.retry_in_s, event.waits
         if event.state == "running":
             return
         row.ended_at = event.at

@@ -59,7 +59,9 @@ class Progress:
 
     def take(self, event: Event) -> None:
         self._board.take(event)
-        if self._live is None and not self._quiet and isinstance(event, StepEvent) and event.state != "running":
+        if self._live is not None or self._quiet or not isinstance(event, StepEvent):
+            return
+        if event.state != "running" or event.waits:
             line = _line(self._board.rows[event.step])
             print(printable(line), file=sys.stderr, flush=True)
 
@@ -110,6 +112,8 @@ def _remark(row: Row) -> str:
         words.append(f"{row.hidden} done")
     if row.attempt > 1:
         words.append(f"attempt {row.attempt}")
+    if row.waits:
+        words.append(f"waits: {' '.join(row.waits.split())}")
     if row.error:
         words.append(" ".join(row.error.split()))
     if row.retry_in_s is not None:

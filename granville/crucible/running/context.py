@@ -134,6 +134,10 @@ class Context:
         if text:
             self.feed.tell(DeltaEvent(run_id=self.run_id, step=key, delta=text))
 
+    def waits(self, entry: Entry, reason: str | None) -> None:
+        """A step that runs waits for Granville; or, without a reason, goes on."""
+        self._tell(entry, "running", waits=reason)
+
     def again(self, entry: Entry, error: GranvilleError, pause_s: float) -> None:
         """An attempt has failed, and another one follows."""
         self.running.discard(entry.key)

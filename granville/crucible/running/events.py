@@ -30,6 +30,8 @@ class StepEvent(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="step
     error: str | None = None
     retry_in_s: float | None = None
     """With `failed`: another attempt follows after this."""
+    waits: str | None = None
+    """With `running`: why it cannot go on yet. The next event without it says that it does; its text begins anew."""
 
 
 class DeltaEvent(Struct, frozen=True, kw_only=True, tag="delta", tag_field="event"):

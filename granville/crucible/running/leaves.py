@@ -68,8 +68,9 @@ async def ask_model(context: Context, level: Level, step: Step, scope: Mapping[s
         session_id=None if entry.session is None else wire_session(context.run_id, entry.session),
     )
     result = await context.link.ask(
-        request, run_id=context.run_id, priority=priority, on_delta=lambda text: context.delta(entry.key, text)
-    )
+        request, run_id=context.run_id, priority=priority, on_delta=lambda text: context.delta(entry.key, text),
+        on_wait=lambda reason: context.waits(entry, reason),
+    )  # fmt: skip
     usage = {
         "prompt_tokens": result.usage.prompt_tokens,
         "cached_tokens": result.usage.cached_tokens,

@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 WAIT_FOR_GRANVILLE_S = 60.0
 """How long a step waits for a daemon that is away, unless told otherwise."""
+TOLD_AFTER_S = 0.5
+"""A shorter absence, such as a connection that is made again, is not worth a word."""
 LARGE_REQUEST_BYTES = 256 << 10
 """Larger ones get a connection of their own: a daemon that takes none so large reads no further on it."""
 MAX_LARGE_AT_ONCE = 16
@@ -84,23 +86,34 @@ class Link:
                 await trio.sleep(FIRST_PAUSE_S)
 
     async def ask(
-        self, request: Request, *, run_id: str, priority: Class = "normal", on_delta: Callable[[str], None]
-    ) -> Result:
+        self, request: Request, *, run_id: str, priority: Class = "normal", on_delta: Callable[[str], None],
+        on_wait: Callable[[str | None], None],
+    ) -> Result:  # fmt: skip
         """Send a request and wait for its result, for as long as the caller's scope allows: a daemon that is full is
         asked again when it says, one that is away is waited for. Raises what the daemon answered, or, of one that
-        stayed away, why it cannot be reached."""
+        stayed away, why it cannot be reached. `on_wait` is told why, when one has been away for a moment, and None when
+        it is back."""
         patience = Patience(self._wait_s, random.uniform)
         on_its_own = len(encode(request)) > LARGE_REQUEST_BYTES
+        has_told = False
+
+        def reached() -> None:
+            nonlocal has_told
+            patience.reached()
+            if has_told:
+                has_told = False
+                on_wait(None)
+
         while True:
             sent_at = trio.current_time()
             try:
                 async with self._gate.place(run_id, priority):
                     if on_its_own:
                         async with self._large, self._dial() as client:
-                            return await self._send(client, request, patience, on_delta)
+                            return await self._send(client, request, reached, on_delta)
                     client = await self.client()
                     try:
-                        return await self._send(client, request, patience, on_delta)
+                        return await self._send(client, request, reached, on_delta)
                     except (ConnectionLost, TooLarge) as error:
                         self._lose(client)
                         if isinstance(error, ConnectionLost):
@@ -112,6 +125,9 @@ class Link:
                 pause_s = patience.pause_after(error, trio.current_time(), sent_at=sent_at)
                 if pause_s is None:
                     raise
+                if not has_told and patience.away_for(trio.current_time()) >= TOLD_AFTER_S:
+                    has_told = True
+                    on_wait(error.message)
                 log.info("request waits id=%s for_s=%.2f reason=%s", request.id, pause_s, error.error)
                 await trio.sleep(pause_s)
 
@@ -128,12 +144,12 @@ class Link:
         return attempt.client
 
     async def _send(
-        self, client: Client, request: Request, patience: Patience, on_delta: Callable[[str], None]
+        self, client: Client, request: Request, reached: Callable[[], None], on_delta: Callable[[str], None]
     ) -> Result:
         async with client.start(request) as answer:
             try:
                 await answer.accepted()
-                patience.reached()
+                reached()
                 async for text in answer:
                     on_delta(text)
                 return answer.result

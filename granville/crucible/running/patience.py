@@ -54,6 +54,10 @@ class Patience:
         """The daemon is there."""
         self._away_since = None
 
+    def away_for(self, now: float) -> float:
+        """Seconds since the daemon was first found to be away; 0 of one that is there."""
+        return 0.0 if self._away_since is None else now - self._away_since
+
     def _back_off(self) -> float:
         pause = min(FIRST_PAUSE_S * 2.0**self._pauses, LONGEST_PAUSE_S)
         self._pauses += 1
