@@ -22,6 +22,7 @@ from rich.table import Table
 
 HERE = Path(__file__).parent
 LABELS = ("fine", "abuse", "spam", "private")
+SETS = ("held_out", "tuning")
 CRUCIBLE = Path(sys.executable).with_name("crucible")
 
 Row = dict[str, str]
@@ -68,8 +69,13 @@ def as_table(counts: Counter[tuple[str, str]]) -> Table:
 
 def main() -> None:
     name, *options = sys.argv[1:] or ["held_out"]
+    if name not in SETS:
+        sys.exit(f"usage: evaluate.py [{'|'.join(SETS)} [OPTION OF crucible run...]]")
     rows = sentences(name)
-    decisions = decide(rows, *options)
+    try:
+        decisions = decide(rows, *options)
+    except subprocess.CalledProcessError as error:  # it has said why
+        sys.exit(error.returncode)
     counts = confusion(rows, decisions)
     console = Console()
     console.print(as_table(counts))

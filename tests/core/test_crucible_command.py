@@ -110,6 +110,13 @@ def test_a_value_is_read_as_its_kind() -> None:
         gather(FLOW, inputs=["sound=x.wav"], recorded=b"wav")
 
 
+def test_how_to_give_what_is_missing_is_said() -> None:
+    with pytest.raises(BadRequest, match=r"^inputs\.number: missing; give it by --input number=NUMBER$"):
+        gather(FLOW, inputs=["text=x"])
+    with pytest.raises(BadRequest, match=r"^inputs\.sound: missing; give it by --audio FILE, or --microphone SECONDS$"):
+        gather(FLOW, inputs=["text=x", "number=3"])
+
+
 class PretendedStream:
     """Gives two blocks of silence as soon as it is opened."""
 
@@ -158,5 +165,5 @@ def test_a_microphone_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(StartupError, match="stdin is no terminal"):
         microphone.record(0)
     monkeypatch.setitem(sys.modules, "sounddevice", None)
-    with pytest.raises(StartupError, match=r"pip install granville\[microphone\]"):
+    with pytest.raises(StartupError, match=r"pip install 'granville\[microphone\]'"):
         microphone.record(1)

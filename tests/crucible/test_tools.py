@@ -67,6 +67,13 @@ async def test_functions_are_called_with_arguments_that_fit() -> None:
             await call("double", arguments, tools=(double,))
 
 
+async def test_who_forgot_the_tools_is_told_how_to_bring_them() -> None:
+    with pytest.raises(ToolFailed, match=r"no tool 'xxxxx'; known: .*; tools of your own come by --tools FILE$"):
+        await call("xxxxx", {})
+    with pytest.raises(ToolFailed, match=r"there is no tool 'dubble'; did you mean double\?$"):
+        await call("dubble", {}, tools=(double,))
+
+
 async def test_a_tool_with_a_schema_of_its_own() -> None:
     async def function(arguments: Mapping[str, Any], call: Call) -> Any:
         return arguments["at"]["x"]

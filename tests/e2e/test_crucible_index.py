@@ -58,9 +58,9 @@ def test_what_is_found_in_a_run(notes: Path) -> None:
 
 
 def test_what_it_says_of_no_folder_and_no_index(notes: Path) -> None:
-    done = crucible(notes.parent, "index", str(notes / "nowhere"), "--into", "i.db", "--words-only")
+    done = crucible(notes.parent, "index", str(notes / "nowhere"), "--into", "i.db", "-s", str(notes / "none.sock"))
     assert done.returncode != 0
-    assert "no such folder" in done.stderr
+    assert done.stderr == f"crucible: {notes / 'nowhere'}: there is no such folder\n"
     done = crucible(notes.parent, "index", str(notes), "--into", str(notes / "cats.md"), "--words-only")
     assert done.returncode != 0
     assert "cats.md" in done.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import sys
 
 from examples.moderation.evaluate import LABELS, accuracy, confusion, sentences
@@ -28,6 +29,13 @@ def test_the_table_counts_what_was_taken_for_what() -> None:
     counts = confusion(rows, [{"label": label} for label in ("fine", "spam", "fine", "spam")])
     assert counts == {("fine", "fine"): 1, ("spam", "spam"): 1, ("spam", "fine"): 1, ("abuse", "spam"): 1}
     assert accuracy(counts) == 0.5
+
+
+def test_a_name_that_is_no_table_is_answered_with_those_that_are() -> None:
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLE / "evaluate.py"), "--help"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (1, "usage: evaluate.py [held_out|tuning [OPTION OF crucible run...]]\n")
 
 
 def test_held_out_sentences_are_labelled_better_than_by_chance(shell: Shell) -> None:

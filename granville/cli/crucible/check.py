@@ -30,6 +30,8 @@ def check(
 ) -> int:
     """Read workflows without running anything, and print every problem with its place and what would be right.
 
+    A problem looks like this:
+
         voice.yaml:14:19: speak.input: there is no `anwser`; did you mean answer?
            14 |   input: "{{ anwser }}"
               |              ^

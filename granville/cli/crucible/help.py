@@ -59,7 +59,8 @@ EXAMPLES
 A RUN
   is kept step by step in a journal. After Ctrl-C, a crash, or a failure,
   `crucible runs resume ID` goes on where it was: steps that had finished are
-  not run again. `crucible serve` does so by itself when it starts.
+  not run again. `crucible serve` does so by itself with its own runs when it
+  starts.
 
 ENVIRONMENT
   Every option has a variable of its name; the command line goes before it.

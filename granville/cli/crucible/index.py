@@ -53,7 +53,9 @@ def index(
     """
     from granville.cli.terminal import note
     from granville.crucible.search.store import FILE_NAME
+    from granville.crucible.search.update import check_folder
 
+    check_folder(folder)
     path = into or folder / FILE_NAME
     report = trio.run(partial(_index, folder, path, granville, model, words_only=words_only, quiet=quiet))
     if report is None:
@@ -116,6 +118,7 @@ def _bar(*, quiet: bool) -> Iterator[Progress]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=quiet) as bar:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
         task = bar.add_task("", total=None)
         yield lambda what, done, whole: bar.update(task, description=what, completed=done, total=whole)

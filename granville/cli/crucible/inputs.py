@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from granville.crucible.running.inputs import is_required
 from granville.crucible.workflow.model import Input, Workflow
 from granville.crucible.workflow.values import from_text
 from granville.errors import BadRequest
@@ -69,7 +70,22 @@ def gather(
         put("--audio", audio_input(workflow, "--audio", given), sound(audio))
     if recorded is not None:
         put("--microphone", audio_input(workflow, "--microphone", given), recorded)
+    for name, declared in workflow.inputs.items():
+        if name not in given and is_required(declared):
+            what = f" ({declared.description})" if declared.description else ""
+            raise BadRequest(f"inputs.{name}: missing{what}; give it by {_option(name, declared)}")
     return given
+
+
+def _option(name: str, declared: Input) -> str:
+    match declared.type:
+        case "audio":
+            return "--audio FILE, or --microphone SECONDS"
+        case "text":
+            return f"--input {name}=TEXT, or --input-file {name}=PATH"
+        case "list" | "object" | "any":
+            return f"--input-json {name}=JSON"
+    return f"--input {name}={declared.type.upper()}"
 
 
 def audio_input(workflow: Workflow, option: str, given: dict[str, Any]) -> str:

@@ -17,7 +17,7 @@ SAMPLE_BYTES = 2
 MAX_S = 300.0
 """Of one recording."""
 POLL_S = 0.1
-INSTALL = "install it with `pip install granville[microphone]`"
+INSTALL = "install it with `pip install 'granville[microphone]'`"
 
 
 def record(seconds: float) -> bytes:

@@ -109,11 +109,19 @@ def _table(found: list[dict[str, Any]]) -> Table:
             Text(printable(run["workflow"])),
             Text(state, STYLES.get(state, "")),
             when(run["created_at"]),
-            seconds(max(0.0, (time.time() if state == "running" else run["updated_at"]) - run["created_at"])),
+            took(run),
             str(run["steps_done"]),
             Text(printable(" ".join((run["error"] or "").split()))[:120], "dim"),
         )
     return table
+
+
+def took(run: dict[str, Any]) -> str:
+    """Nothing of a run whose process has ended before it did: it was not there to say when."""
+    if run["state"] == "interrupted":
+        return ""
+    end = time.time() if run["state"] == "running" else run["updated_at"]
+    return seconds(max(0.0, end - run["created_at"]))
 
 
 def when(at: float) -> str:

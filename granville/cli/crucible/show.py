@@ -13,7 +13,7 @@ from rich.text import Text
 
 from granville.cli.crucible.options import Crucible, JournalFile, Json, Out
 from granville.cli.crucible.outputs import check_out, deliver
-from granville.cli.crucible.runs import STYLES, when
+from granville.cli.crucible.runs import STYLES, took, when
 from granville.cli.crucible.source import look_up
 from granville.cli.exits import OK
 from granville.cli.status import make_console, seconds
@@ -26,6 +26,8 @@ from granville.errors import StartupError
 
 BAR_CHARS = 24
 LOOK_CHARS = 60
+CUT_SHORT = "cut short"
+"""A step that was running when its run's process ended; it is run again when the run is resumed."""
 
 
 def show_run(
@@ -68,13 +70,13 @@ def show_run(
 def _print(found: dict[str, Any], *, full: bool) -> None:
     console = make_console()
     run, steps = found["run"], found["steps"]
-    end = time.time() if run["state"] == "running" else run["updated_at"]
+    last = max((step["ended_at"] or step["started_at"] or 0.0 for step in steps), default=0.0)
+    end = time.time() if run["state"] == "running" else max(run["updated_at"], last)
     facts = Table.grid(padding=(0, 2))
     facts.add_column(style="bold")
     facts.add_column(overflow="fold")
     facts.add_row("run", Text(printable(f"{run['id']}, {run['workflow']}")))
-    took = seconds(max(0.0, end - run["created_at"]))
-    state = f"{run['state']}, began {when(run['created_at'])}, {took}"
+    state = ", ".join(filter(None, (run["state"], f"began {when(run['created_at'])}", took(run))))
     facts.add_row("state", Text(state, STYLES.get(run["state"], "")))
     for name in ("inputs", "outputs"):
         for key, value in (run[name] or {}).items():
@@ -84,10 +86,10 @@ def _print(found: dict[str, Any], *, full: bool) -> None:
     console.print(facts)
     begins = [step["started_at"] for step in steps if step["started_at"]]
     first = min(begins, default=run["created_at"])
-    console.print(_steps(steps, first, max(end, first + 1e-3), full=full))
+    console.print(_steps(steps, first, max(end, first + 1e-3), full=full, is_running=run["state"] == "running"))
 
 
-def _steps(steps: list[dict[str, Any]], first: float, end: float, *, full: bool) -> Table:
+def _steps(steps: list[dict[str, Any]], first: float, end: float, *, full: bool, is_running: bool) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("step", overflow="fold")
     table.add_column("state", no_wrap=True)
@@ -97,7 +99,8 @@ def _steps(steps: list[dict[str, Any]], first: float, end: float, *, full: bool)
     table.add_column("in → out", overflow="fold")
     for step in sorted(steps, key=lambda step: step["started_at"]):
         ended = step["ended_at"] or end
-        state = str(step["state"])
+        is_cut_short = step["state"] == "running" and not is_running
+        state = CUT_SHORT if is_cut_short else str(step["state"])
         style = STYLES.get(state, "")
         usage = step["usage"] or {}
         tries = f" ×{step['attempts']}" if step["attempts"] > 1 else ""
@@ -105,7 +108,7 @@ def _steps(steps: list[dict[str, Any]], first: float, end: float, *, full: bool)
             Text(printable(step["key"])),
             Text(state + tries, style),
             Text(bar(step["started_at"] - first, ended - first, end - first), style),
-            "" if state == "skipped" else seconds(max(0.0, ended - step["started_at"])),
+            "" if state == "skipped" or is_cut_short else seconds(max(0.0, ended - step["started_at"])),
             _tokens(usage),
             _in_and_out(step, full=full),
         )

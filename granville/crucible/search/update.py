@@ -74,9 +74,14 @@ async def update(
         store.close()
 
 
-def _opened(folder: Path, path: Path) -> Store:
+def check_folder(folder: Path) -> None:
+    """Raises BadIndex."""
     if not folder.is_dir():
         raise BadIndex(f"{folder}: there is no such folder")
+
+
+def _opened(folder: Path, path: Path) -> Store:
+    check_folder(folder)
     return Store(path.absolute(), write=True)
 
 

@@ -58,7 +58,9 @@ class RunToolbox:
             known = [*self._catalogue.names, *self._shell, *(one for tools in self._servers.values() for one in tools)]
             if name in self._catalogue.names:
                 raise
-            raise ToolFailed(f"there is no tool {name!r}; {did_you_mean(name, known)}") from None
+            words = did_you_mean(name, known)
+            own = "" if words.endswith("?") else "; tools of your own come by --tools FILE"
+            raise ToolFailed(f"there is no tool {name!r}; {words}{own}") from None
         self._allowance.grants(tool)
         return tool
 
