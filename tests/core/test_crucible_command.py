@@ -13,6 +13,7 @@ import pytest
 from granville.cli.crucible import microphone
 from granville.cli.crucible.board import MAX_CHILDREN, Board
 from granville.cli.crucible.inputs import gather
+from granville.cli.crucible.outputs import deliver
 from granville.cli.crucible.progress import Progress
 from granville.cli.crucible.show import BAR_CHARS, bar
 from granville.crucible.running.events import DeltaEvent, StepEvent, StepState
@@ -108,6 +109,11 @@ def test_a_value_is_read_as_its_kind() -> None:
     assert given == {"text": "3", "number": 3, "sound": b"wav"}
     with pytest.raises(BadRequest, match="--microphone: flow takes no sound"):
         gather(FLOW, inputs=["sound=x.wav"], recorded=b"wav")
+
+
+def test_a_vector_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    deliver("r", {"vector": [0.5, 1.0], "names": ["a", "b"]}, (), json=False)
+    assert capsys.readouterr().out == 'vector: [0.5,1.0]\nnames:\n[\n  "a",\n  "b"\n]\n'
 
 
 def test_how_to_give_what_is_missing_is_said() -> None:

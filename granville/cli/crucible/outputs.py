@@ -111,7 +111,9 @@ def _umask() -> int:
 def _text(value: Any) -> str:
     if isinstance(value, str):
         return value
-    return msgspec.json.format(msgspec.json.encode(value)).decode()
+    data = msgspec.json.encode(value)
+    is_vector = isinstance(value, list) and all(isinstance(one, int | float) for one in value)
+    return (data if is_vector else msgspec.json.format(data)).decode()
 
 
 def _for_json(value: Any, path: str | None) -> Any:
