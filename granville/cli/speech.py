@@ -18,10 +18,15 @@ from granville.cli.options import ModelId, Priority, Socket, make_request
 from granville.cli.terminal import cancel_on_interrupt, show, show_answer
 from granville.client import Answer, Request, Result, connect
 from granville.client.address import DEFAULT_ADDRESS, is_tcp
-from granville.errors import BadRequest, StartupError, TooLarge
+from granville.errors import BadRequest, NoModel, StartupError, TooLarge
 
 BY_PATH_BYTES = 1 << 20
 """A larger file the daemon reads itself, where it can."""
+EXAMPLES = {
+    "stt": "have the daemon serve one that hears, such as `granville load stt:whisper-tiny.en`",
+    "tts": "have the daemon serve one that speaks, such as `granville load tts:joe`",
+}
+"""What to do where there is no model of a type."""
 MAX_SENT_BYTES = 31 << 20
 """Of a file that is sent: with the rest of its request it has to fit into a message of 32 MiB."""
 
@@ -107,7 +112,10 @@ def speak(
 async def _ask(address: str, request: Request, consume: Callable[[Answer], object]) -> Result | None:
     """None after Ctrl-C."""
     async with connect(address) as client, cancel_on_interrupt(), client.start(request) as answer:
-        await consume(answer)  # type: ignore[misc]  # each is async
+        try:
+            await consume(answer)  # type: ignore[misc]  # each is async
+        except NoModel as error:
+            raise NoModel(f"{error.message}; {EXAMPLES[request.model_type]}") from None
         return answer.result
     return None
 
