@@ -54,6 +54,17 @@ def occupied(daemon: Daemon, waiting: int = 0) -> Iterator[None]:
     eventually(lambda: daemon.counts()["running"] == 0)
 
 
+def test_who_has_no_model_that_speaks_or_hears_is_told_how_to_get_one(daemon: Daemon, folder: Path) -> None:
+    (folder / "sound").write_bytes(b"RIFF")
+    for arguments, command in (
+        (("speak", "hi", "--out", str(folder / "a.wav")), "`granville load tts:joe`"),
+        (("transcribe", str(folder / "sound")), "`granville load stt:whisper-tiny.en`"),
+    ):
+        said = one_line(granville(folder, *arguments, "-s", str(daemon.socket)), 9)
+        assert "is loaded; have the daemon serve one" in said
+        assert command in said
+
+
 def test_version(folder: Path) -> None:
     for arguments in (["version"], ["--version"]):
         done = granville(folder, *arguments)
