@@ -83,7 +83,10 @@ class _BoundedStream(trio.abc.HalfCloseableStream):
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         with trio.move_on_after(SEND_STALL_S) as scope:
-            await self._inner.send_all(data)
+            try:
+                await self._inner.send_all(data)
+            except trio.BusyResourceError:  # the connection is being closed by another of hypercorn's tasks
+                raise trio.BrokenResourceError("the connection is being closed") from None
         if scope.cancelled_caught:
             raise trio.BrokenResourceError(f"the client took nothing for {SEND_STALL_S:g} s")
 

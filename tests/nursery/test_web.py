@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from granville.config import ServeConfig
 from granville.doors import web
@@ -77,3 +78,17 @@ async def test_a_client_that_does_not_read_cannot_keep_the_daemon_alive(
             serving.desk.stop()
             await serving.ended.wait()
             deaf.close()
+
+
+async def test_what_is_sent_while_the_connection_is_closed_finds_it_broken() -> None:
+    """hypercorn sends the end of a stream from the task that reads, and takes a broken stream for a client's end."""
+    ours, theirs = trio.socket.socketpair()
+    with theirs:
+        async with trio.SocketStream(ours) as inner, trio.open_nursery() as nursery:  # a task that is in its way
+            with trio.move_on_after(0.05):
+                await inner.send_all(bytes(16 << 20))  # nobody reads: no more room
+            nursery.start_soon(inner.wait_send_all_might_not_block)
+            await trio.testing.wait_all_tasks_blocked()
+            with pytest.raises(trio.BrokenResourceError, match="being closed"):
+                await web._BoundedStream(inner).send_all(b"more")
+            nursery.cancel_scope.cancel()
