@@ -90,6 +90,13 @@ async def test_without_outputs_a_run_puts_out_what_its_last_step_does(journal: J
     assert record.outputs == {"last": "two!"}
 
 
+async def test_an_output_that_cannot_be_had_is_named(journal: Journal) -> None:
+    record = await ended(journal, workflow(says("a", "x!"), outputs={"last": "a[:0] | list | last"}))
+    assert (record.state, record.error_code, record.step) == ("failed", "bad_template", None)
+    assert record.error is not None
+    assert record.error.startswith("outputs.last: no last item")
+
+
 async def test_steps_that_need_nothing_of_each_other_run_side_by_side(journal: Journal) -> None:
     tools = Tools(tool("sleep", sleepy))
     flow = workflow(

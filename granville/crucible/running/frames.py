@@ -27,7 +27,7 @@ from granville.crucible.running.plan import Ended, Frame, in_order_of_turns
 from granville.crucible.running.request import kind_of
 from granville.crucible.workflow.graph import dependencies
 from granville.crucible.workflow.model import MAX_ITEMS, ForEach, Retry, Step, Workflow
-from granville.crucible.workflow.templates import evaluate, render, test
+from granville.crucible.workflow.templates import TemplateError, evaluate, render, test
 from granville.errors import DeadlineExceeded, GranvilleError
 
 
@@ -53,7 +53,7 @@ class Executor:
         if workflow.outputs is None:
             return {workflow.steps[-1].name: frame.value()}
         seen = frame.scope()
-        return {name: evaluate(expression, seen) for name, expression in workflow.outputs.items()}
+        return {name: _output(name, expression, seen) for name, expression in workflow.outputs.items()}
 
     def _frame(
         self, steps: Sequence[Step], outer: Mapping[str, Any], prefix: str, start: Mapping[str, Any] | None = None
@@ -251,6 +251,14 @@ def top_level(context: Context, workflow: Workflow, toolbox: Any) -> Level:
     steps, tokens = context.progress.spent()
     budget = Budget(workflow.limits, name="the run", steps=steps, tokens=tokens)
     return Level(workflow=workflow, toolbox=toolbox, budget=budget, priority=workflow.priority or "normal")
+
+
+def _output(name: str, expression: str, seen: Mapping[str, Any]) -> Any:
+    """Raises TemplateError, which no step's key is told with: it says which output it was."""
+    try:
+        return evaluate(expression, seen)
+    except TemplateError as error:
+        raise TemplateError(f"outputs.{name}: {error.message}") from error
 
 
 async def _fail(error: GranvilleError, _: Entry) -> Outcome:
