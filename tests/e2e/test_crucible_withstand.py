@@ -111,7 +111,7 @@ def test_a_hundred_runs_at_once_before_a_full_queue_all_end_once(daemon: Daemon,
         (f"[{{id: a, {ASK}, repeat: {{until: 'false', max: 1000}}}}]\nlimits: {{steps: 20}}", 1, "limits.steps"),
         ("[{id: a, tool: hang, timeout_s: 0.2}]", 5, "a: its 0.2 s (timeout_s) are over"),
         ("[{id: a, tool: flood}]", 1, "a: flood"),
-        (f"[{{id: a, {ASK}}}, {{id: b, tool: nobodys}}]", 1, "b: there is no tool 'nobodys'; known: calculate, flood"),
+        (f"[{{id: a, {ASK}}}, {{id: b, tool: nobodys}}]", 3, "b.tool: there is no tool 'nobodys'; known: calculate, "),
     ],
 )  # fmt: skip
 def test_what_goes_wrong_is_said_in_a_line_that_names_the_step(

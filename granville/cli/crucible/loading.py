@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from types import ModuleType
 
@@ -13,14 +14,15 @@ from granville.crucible.workflow.reading import open_workflow, workflow_from
 from granville.errors import StartupError
 
 
-def load(file: str) -> tuple[Workflow, Path]:
-    """The workflow, checked, and the folder where its paths begin. Raises WorkflowError with all that is wrong with it,
+def load(file: str, tools: Collection[str] | None = None) -> tuple[Workflow, Path]:
+    """The workflow, checked, and the folder where its paths begin. `tools` are the names that there are, None when
+    nobody knows them yet. Raises WorkflowError with all that is wrong with it,
     StartupError when there is none."""
     where, colon, name = file.rpartition(":")
     if not colon or Path(file).exists():
         if file.endswith(".py"):
             raise StartupError(f"{file}: name the workflow in it, for example {file}:workflow")
-        return open_workflow(Path(file)), Path(file).parent
+        return open_workflow(Path(file), tools=tools), Path(file).parent
     module = _module(where)
     value = getattr(module, name, None)
     folder = Path(getattr(module, "__file__", None) or ".").parent
@@ -28,7 +30,7 @@ def load(file: str) -> tuple[Workflow, Path]:
         found = [key for key, one in vars(module).items() if isinstance(one, Workflow)]
         hint = f"; it has {', '.join(found)}" if found else "; a granville.crucible Workflow is expected"
         raise StartupError(f"{file}: {where} has no workflow called {name!r}{hint}")
-    return workflow_from(value, folder=folder, file=file), folder
+    return workflow_from(value, folder=folder, file=file, tools=tools), folder
 
 
 def _module(where: str) -> ModuleType:

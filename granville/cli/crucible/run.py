@@ -72,14 +72,14 @@ def run(
     Ctrl-C stops the run, and says how to go on with it: steps that have finished are not run again. A second Ctrl-C
     ends at once. `crucible help` has the meaning of the exit status.
     """
+    toolbox_for = toolboxes(tools)
     try:
-        workflow, folder = load(file)
+        workflow, folder = load(file, toolbox_for.catalogue.names)
     except WorkflowError as error:
         for problem in error.problems:
             print(f"crucible: {problem}", file=sys.stderr)
         return status_of(error)
     check_out(out)
-    toolbox_for = toolboxes(tools)
     allowed = toolbox_for.check(allow)
     if timeout is not None:
         if not timeout > 0:

@@ -74,7 +74,8 @@ def serve(
     toolbox_for = toolboxes(tools)
     config = CrucibleConfig(
         socket=socket, http_port=port, tcp=at, granville=granville, wait_for_granville_s=wait_for_granville,
-        max_runs=max_runs, grace_s=grace, allow=toolbox_for.check(allow), max_connections=max_connections,
+        max_runs=max_runs, grace_s=grace, allow=toolbox_for.check(allow), tools=tuple(toolbox_for.catalogue.names),
+        max_connections=max_connections,
         max_request_bytes=max_request_bytes, delivery_ttl_s=delivery_ttl,
     )  # fmt: skip
     log_to_stderr(verbose=verbose)

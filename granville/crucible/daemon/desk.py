@@ -8,6 +8,7 @@ import sqlite3
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -129,8 +130,9 @@ class Desk:
         if path is not None:
             if not os.path.isabs(path):
                 raise BadRequest(f"path: {path!r} is relative, and the daemon's folder is not yours; make it absolute")
-            return await trio.to_thread.run_sync(open_workflow, Path(path)), Path(path).parent
-        return await trio.to_thread.run_sync(workflow_from, given or ""), None
+            reading = partial(open_workflow, Path(path), tools=self.config.tools)
+            return await trio.to_thread.run_sync(reading), Path(path).parent
+        return await trio.to_thread.run_sync(partial(workflow_from, given or "", tools=self.config.tools)), None
 
     async def begin(
         self, given: dict[str, Any] | str | None, path: str | None, inputs: dict[str, Any], id: str | None

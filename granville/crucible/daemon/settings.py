@@ -34,6 +34,8 @@ class CrucibleConfig:
     """How long runs may go on after SIGTERM; then they are left to be resumed."""
     allow: tuple[str, ...] = ()
     """Tools that need it and may be called."""
+    tools: tuple[str, ...] | None = None
+    """The names of those that there are; None: not known before a run."""
     max_connections: int = 256
     max_request_bytes: int = 64 << 20
     """Of a message, or of a body: sound comes in one piece."""

@@ -199,7 +199,9 @@ def _tool_problem(name: str, path: Path, workflow: Workflow, tools: Collection[s
     server, dot, _ = name.partition(".")
     if dot and server in workflow.servers:
         return
-    if tools is None or name in tools:
+    if tools is None or name in tools or name.startswith(("shell.", "shell:")):  # a command is told by its allowance
         return
     known = [*tools, *(f"{server}.…" for server in workflow.servers)]
-    yield path, f"there is no tool {name[:80]!r}; {did_you_mean(name, known)}", False
+    words = did_you_mean(name, known)
+    own = "" if words.endswith("?") else "; tools of your own come by --tools FILE"
+    yield path, f"there is no tool {name[:80]!r}; {words}{own}", False
