@@ -14,6 +14,7 @@ import trio
 from cyclopts import Parameter
 
 from granville.cli.exits import INTERRUPTED, OK
+from granville.cli.files import write_whole
 from granville.cli.options import ModelId, Priority, Socket, make_request
 from granville.cli.terminal import cancel_on_interrupt, show, show_answer
 from granville.client import Answer, Request, Result, connect
@@ -155,13 +156,7 @@ def _bounded(file: BinaryIO, name: str) -> bytes:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Whole or not at all: a player that watches the file never sees half of it."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        try:
-            part.write_bytes(data)
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
+        write_whole(path, data)
     except OSError as error:
         raise StartupError(f"{path}: cannot be written: {error.strerror}") from None

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import base64
-import os
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from granville.cli.files import write_whole
 from granville.cli.terminal import note, show
 from granville.errors import BadRequest, StartupError
 
@@ -83,29 +82,10 @@ def _write(name: str, value: Any, path: str) -> None:
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
         return
-    target = Path(path)
     try:
-        if target.exists() and not target.is_file():  # a pipe or a device
-            target.write_bytes(data)
-            return
-        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as file:
-            try:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-                os.chmod(file.name, 0o666 & ~_umask())
-                os.replace(file.name, target)
-            except BaseException:
-                os.unlink(file.name)
-                raise
+        write_whole(Path(path), data)
     except OSError as error:
         raise StartupError(f"--out: {name} cannot be written to {path}: {error.strerror or error}") from None
-
-
-def _umask() -> int:
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
 
 
 def _text(value: Any) -> str:
