@@ -9,7 +9,6 @@ from typing import Any
 
 import msgspec
 
-from granville.crucible.running.inputs import is_required
 from granville.crucible.workflow.model import Input, Workflow
 from granville.crucible.workflow.values import from_text
 from granville.errors import BadRequest
@@ -71,7 +70,7 @@ def gather(
     if recorded is not None:
         put("--microphone", audio_input(workflow, "--microphone", given), recorded)
     for name, declared in workflow.inputs.items():
-        if name not in given and is_required(declared):
+        if name not in given and declared.is_required:
             what = f" ({declared.description})" if declared.description else ""
             raise BadRequest(f"inputs.{name}: missing{what}; give it by {_option(name, declared)}")
     return given

@@ -19,6 +19,7 @@ from granville.crucible.daemon.metrics import metrics_text
 from granville.crucible.daemon.page import CONTENT_POLICY, PAGE
 from granville.crucible.messages import MAX_LISTED_RUNS, event_map, more_of
 from granville.crucible.running.events import DeltaEvent, RunEvent, RunState
+from granville.crucible.running.run import Run
 from granville.doors.asgi import error_response, json_response, local_only
 from granville.doors.sse import EventStream, server_event
 from granville.errors import BadRequest, GranvilleError, UnknownJob
@@ -45,14 +46,17 @@ def make_app(desk: Desk) -> Starlette:
     async def metrics(request: Request) -> Response:
         return Response(metrics_text(desk.status()), media_type="text/plain; version=0.0.4")
 
+    def accepted(run: Run) -> Response:
+        """It goes on by itself: whoever asks for it comes again."""
+        desk.hold(run.id, None)
+        href = f"/runs/{run.id}"
+        return json_response({"id": run.id, "status": "accepted", "href": href}, 202, {"location": href})
+
     async def start(request: Request) -> Response:
         async with bodies:
             order = await read_run(desk, request)
         run = await desk.begin_read(order.workflow, order.folder, order.inputs, order.id)
-        desk.hold(run.id, None)
-        return json_response(
-            {"id": run.id, "status": "accepted", "href": f"/runs/{run.id}"}, 202, {"location": f"/runs/{run.id}"}
-        )
+        return accepted(run)
 
     async def runs(request: Request) -> Response:
         limit, state = _listing(request)
@@ -79,10 +83,7 @@ def make_app(desk: Desk) -> Starlette:
 
     async def resume(request: Request) -> Response:
         run = await desk.resume(request.path_params["id"], request.query_params.get("retry"))
-        desk.hold(run.id, None)
-        return json_response(
-            {"id": run.id, "status": "accepted", "href": f"/runs/{run.id}"}, 202, {"location": f"/runs/{run.id}"}
-        )
+        return accepted(run)
 
     async def events(request: Request) -> Any:
         id = request.path_params["id"]

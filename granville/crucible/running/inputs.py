@@ -24,18 +24,14 @@ def checked_inputs(workflow: Workflow, given: Mapping[str, Any]) -> dict[str, An
     return {name: _checked(name, declared, given) for name, declared in workflow.inputs.items()}
 
 
-def is_required(declared: Input) -> bool:
-    return declared.default is None if declared.required is None else declared.required
-
-
 def _checked(name: str, declared: Input, given: Mapping[str, Any]) -> Any:
     if name not in given or (given[name] is None and declared.default is not None):
-        if is_required(declared):
+        if declared.is_required:
             what = f", {declared.description}" if declared.description else ""
             raise BadRequest(f"inputs.{name}: missing; expected {EXPECTED[declared.type]}{what}")
         return declared.default
     value = given[name]
-    if (value is None and not is_required(declared)) or _is_of_kind(value, declared.type):
+    if (value is None and not declared.is_required) or _is_of_kind(value, declared.type):
         return value
     raise BadRequest(f"inputs.{name}: expected {EXPECTED[declared.type]}, got {kind_of(value)}")
 
