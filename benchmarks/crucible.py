@@ -7,7 +7,6 @@ Granville answers at once (a pretended driver), so what is measured is Crucible:
 
 from __future__ import annotations
 
-import platform
 import random
 import subprocess
 import sys
@@ -15,7 +14,6 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -25,7 +23,7 @@ import trio
 from benchmarks.kernel import FAKE_DRIVER
 from benchmarks.peers import ROOT
 from benchmarks.processes import BenchError, Child, granville
-from benchmarks.report import Figure, Goal, Results, publish
+from benchmarks.report import Figure, Goal, publish, results_here
 from granville.client import Request, connect, new_id
 from granville.crucible.journal.runs import Journal
 from granville.crucible.running.runner import Runner, open_runner
@@ -234,16 +232,7 @@ def measure(*, rounds: Positive = 5, json: Path = ROOT / "build" / "bench" / "cr
         Where the figures go.
     """
     figures = [*overhead(rounds), *survival(min(rounds, 3))]
-    publish(
-        Results(
-            date=datetime.now(UTC).isoformat(timespec="seconds"),
-            command=sys.argv[1:],
-            machine={"platform": platform.platform(), "python": platform.python_version()},
-            rounds=rounds,
-            figures=figures,
-        ),
-        json,
-    )
+    publish(results_here(figures, rounds), json)
 
 
 if __name__ == "__main__":

@@ -7,14 +7,12 @@ Needs the models of `make models`.
 
 from __future__ import annotations
 
-import platform
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -25,7 +23,7 @@ import trio
 
 from benchmarks.peers import ROOT
 from benchmarks.processes import BenchError, Child, granville
-from benchmarks.report import Figure, Goal, Results, publish
+from benchmarks.report import Figure, Goal, publish, results_here
 from granville.client import Client, connect
 from granville.client.address import new_id
 from granville.crucible.journal.records import StepRecord
@@ -179,16 +177,7 @@ def main(rounds: int = 5, json: Path = ROOT / "build" / "bench" / "examples.json
     with granville(["--models", f"main:{main_model},stt:{whisper},tts:{joe}", "--slots", "4"], "examples") as server:
         for measure in (agent_loop, voice):
             figures += trio.run(measure, server, rounds)
-    publish(
-        Results(
-            date=datetime.now(UTC).isoformat(timespec="seconds"),
-            command=sys.argv[1:],
-            machine={"platform": platform.platform(), "python": platform.python_version()},
-            rounds=rounds,
-            figures=figures,
-        ),
-        json,
-    )
+    publish(results_here(figures, rounds), json)
     return 0
 
 

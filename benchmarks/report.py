@@ -1,4 +1,5 @@
-"""What a benchmark run found: a `Figure` a row, over all rounds, as a table and as JSON. Pure but for the printing.
+"""What a benchmark run found: a `Figure` a row, over all rounds, as a table and as JSON. Pure but for
+`results_here` and the printing.
 
 Rounds are interleaved (every subject once a round), so a ratio is taken within a round and its median reported: a
 machine that is slower for a minute is so for both sides.
@@ -6,8 +7,11 @@ machine that is slower for a minute is so for both sides.
 
 from __future__ import annotations
 
+import platform
 import statistics
+import sys
 from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
@@ -119,6 +123,17 @@ def number(value: float) -> str:
 def _verdict(figure: Figure) -> str:
     verdicts = zip(figure.goals, figure.met, strict=True)
     return "\n".join(f"[green]{g} met[/green]" if met else f"[red]{g} missed[/red]" for g, met in verdicts)
+
+
+def results_here(figures: list[Figure], rounds: int) -> Results:
+    """Figures that were just measured on this machine."""
+    return Results(
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=sys.argv[1:],
+        machine={"platform": platform.platform(), "python": platform.python_version()},
+        rounds=rounds,
+        figures=figures,
+    )
 
 
 def publish(results: Results, path: Path) -> None:
