@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
+
+from granville.fetch.place import replace_file
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -12,17 +13,8 @@ def write_whole(path: Path, data: bytes) -> None:
     written to. Raises OSError."""
     if path.exists() and not path.is_file():
         path.write_bytes(data)
-        return
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        try:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-            os.chmod(file.name, 0o666 & ~_umask())
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+    else:
+        replace_file(path, data, 0o666 & ~_umask())
 
 
 def _umask() -> int:

@@ -20,7 +20,7 @@ import trio
 
 from granville.errors import StartupError
 from granville.fetch.pack import pack
-from granville.fetch.place import size_of, sole_writer, sync, why_not_written
+from granville.fetch.place import replace_file, size_of, sole_writer, sync, why_not_written
 from granville.fetch.verify import sha256_file
 from granville.hosting.manifest import (
     ANY_PLATFORM,
@@ -31,7 +31,6 @@ from granville.hosting.manifest import (
     this_platform,
 )
 from granville.registry.index import compare
-from granville.registry.remote import replace_file
 from granville.registry.schema import VERSION, parse_index
 from granville.registry.settings import INDEX, require_safe_url
 from granville.registry.signing import Signer

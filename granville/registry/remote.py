@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,7 +20,7 @@ import trio
 
 from granville.config import home
 from granville.errors import StartupError
-from granville.fetch.place import sync
+from granville.fetch.place import replace_file
 from granville.fetch.web import Interrupted, Limits, check_status, explained, parse_url, retrying, shown, web_client
 from granville.registry.schema import MAX_INDEX_BYTES, BadIndex, Index, embedded, parse_index
 from granville.registry.settings import Registry, require_safe_url
@@ -221,22 +219,6 @@ class _Remote:
             replace_file(self.file, msgspec.msgpack.encode(copy))
         except OSError as error:
             log.warning("no copy of registry %s is kept: %s", self.registry.name, error)
-
-
-def replace_file(path: Path, data: bytes, mode: int = 0o600) -> None:
-    """The file has these bytes, or what it had before, whenever this is cut short; on the disk when it returns."""
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            os.fchmod(descriptor, mode)
-            file.write(data)
-            file.flush()
-            os.fsync(descriptor)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-    sync(path.parent)
 
 
 def ago(seconds: float) -> str:

@@ -12,8 +12,9 @@ import pytest
 import trio
 
 from granville.errors import StartupError
+from granville.fetch.place import replace_file
 from granville.registry.index import Owned, choose, compare, find_owner, in_order, newest
-from granville.registry.remote import Loaded, ago, replace_file
+from granville.registry.remote import Loaded, ago
 from granville.registry.schema import Artifact, DriverEntry, Index, Version
 from granville.registry.settings import THE_EMBEDDED, Registry, configured, parse_location, registries
 from granville.registry.signing import BadSignature, Signer, make_key, parse_public_key, verify
